@@ -1,0 +1,133 @@
+package api
+
+import "time"
+
+// MainBranch is the branch every volume starts with.
+const MainBranch = "main"
+
+// Volume is a named history of data. One record in the state store holds all
+// that is authoritative about it, so that one compare-and-swap changes it.
+type Volume struct {
+	ID      string            `json:"id" doc:"128 random bits in hexadecimal, given once"`
+	Name    string            `json:"name" doc:"unique in the cluster among volumes that are not deleted"`
+	Labels  map[string]string `json:"labels,omitempty"`
+	Size    int64             `json:"size,omitempty" doc:"limit in bytes; 0 is no limit of its own"`
+	Branch  string            `json:"branch" doc:"the branch that the plain name means"`
+	Heads   map[string]Head   `json:"heads" doc:"writable heads by branch name"`
+	Created time.Time         `json:"created"`
+	Deleted *Deletion         `json:"deleted,omitempty" doc:"set while the volume waits to be purged"`
+	Version int64             `json:"version" doc:"grows with every change of the record; send it back for a conditional change"`
+}
+
+// Deletion is a volume's day of grace: its data stays until Purge.
+type Deletion struct {
+	At    time.Time `json:"at"`
+	By    string    `json:"by"`
+	Purge time.Time `json:"purge" doc:"from then on the data may be removed"`
+}
+
+// Head is the writable working copy of one branch. It has at most one owner.
+type Head struct {
+	Node  string    `json:"node" doc:"the owner: the one node that may write"`
+	Pool  string    `json:"pool" doc:"the owner's pool"`
+	Epoch uint64    `json:"epoch" doc:"grows each time the owner or its pool changes, from 1"`
+	Since time.Time `json:"since" doc:"when this epoch began"`
+	// Seed is the snapshot from which the owner makes the head when it does
+	// not hold it yet. Empty: the head begins empty. It stays set, so that an
+	// owner that crashed between the hand-over and the making of the head
+	// knows what to do; whether the head is there is the pool's to say.
+	Seed string `json:"seed,omitempty" doc:"snapshot the head of this epoch began as"`
+	// From is the owner of the epoch before, while it still has leftovers to
+	// clear up; empty when nothing remains to be done.
+	From string `json:"from,omitempty" doc:"previous owner while the hand-over is not fully settled"`
+	Move *Move  `json:"move,omitempty" doc:"the hand-over that is wanted"`
+	// Away lists nodes whose stopped containers were moved elsewhere with the
+	// head. A mount there may not pull the head back.
+	Away map[string]Departure `json:"away,omitempty"`
+}
+
+// Departure says why a node may not pull a head back: containers that used it
+// there were moved away with it and still stand there, stopped.
+type Departure struct {
+	Containers []string  `json:"containers" doc:"names of the containers that moved"`
+	To         string    `json:"to"`
+	At         time.Time `json:"at"`
+}
+
+// Move is the wish that a head's owner changes. It is part of the head's
+// record from the request until the owner changed or the wish was withdrawn;
+// progress is not kept here but asked of the owner.
+type Move struct {
+	ID        string      `json:"id"`
+	To        string      `json:"to" doc:"node"`
+	Pool      string      `json:"pool" doc:"pool on that node"`
+	By        string      `json:"by" doc:"who asked: a user, or \"mount on NODE\""`
+	Requested time.Time   `json:"requested"`
+	Options   MoveOptions `json:"options"`
+}
+
+// MoveOptions are the user's choices for a move.
+type MoveOptions struct {
+	// Users says what becomes of the containers that use the head.
+	Users UsersPolicy `json:"users"`
+	// Bandwidth limits the live rounds; the last delta is never slowed down.
+	Bandwidth int64 `json:"bandwidth,omitempty" doc:"bytes a second; 0 is no limit"`
+	// Hook is a command run in each using container before it is stopped,
+	// such as a CHECKPOINT. Its failure ends the move before anything stopped.
+	Hook        []string      `json:"hook,omitempty"`
+	HookTimeout time.Duration `json:"hookTimeout,omitempty" doc:"nanoseconds; 0 is 30 s"`
+	// StopTimeout is how long a container may take to stop before it is killed.
+	StopTimeout time.Duration `json:"stopTimeout,omitempty" doc:"nanoseconds; 0 is the container's own setting"`
+	// AllowLoss permits a target that cannot keep everything the data has.
+	AllowLoss bool `json:"allowLoss,omitempty"`
+}
+
+// UsersPolicy is what a move does with the containers that use the head.
+type UsersPolicy string
+
+const (
+	// UsersRefuse ends the move when the head is used.
+	UsersRefuse UsersPolicy = "refuse"
+	// UsersMove stops the containers, and makes and starts them on the target.
+	UsersMove UsersPolicy = "move"
+	// UsersStop stops the containers and leaves them stopped.
+	UsersStop UsersPolicy = "stop"
+)
+
+// MovePhase is where a move stands, as its owner reports it.
+type MovePhase string
+
+// The phases, in order. Until handing-over the move can be cancelled without a trace.
+const (
+	MoveChecking   MovePhase = "checking"     // target, space, fidelity, images
+	MoveCopying    MovePhase = "copying"      // rounds while the users run
+	MoveStopping   MovePhase = "stopping"     // users are being stopped; rounds go on
+	MoveFinal      MovePhase = "final"        // users are gone; the last delta goes
+	MoveHandover   MovePhase = "handing-over" // the owner record changes
+	MoveActivating MovePhase = "activating"   // the target makes and mounts the head
+	MoveDone       MovePhase = "done"
+	MoveFailed     MovePhase = "failed"
+)
+
+// MoveProgress is what the source of a move tells about it while it runs.
+// It lives in the agents, not in the state store.
+type MoveProgress struct {
+	ID        string        `json:"id"`
+	Volume    string        `json:"volume"`
+	Branch    string        `json:"branch"`
+	From      string        `json:"from"`
+	To        string        `json:"to"`
+	Phase     MovePhase     `json:"phase"`
+	Waiting   string        `json:"waiting,omitempty" doc:"what it waits for, if it waits"`
+	Round     int           `json:"round" doc:"current round, from 1"`
+	Sent      int64         `json:"sent" doc:"bytes that crossed the wire, all rounds"`
+	Resent    int64         `json:"resent" doc:"bytes sent a second time after a break"`
+	RoundSent int64         `json:"roundSent" doc:"bytes of this round so far"`
+	RoundSize int64         `json:"roundSize" doc:"expected bytes of this round; 0 is unknown"`
+	Rate      float64       `json:"rate" doc:"bytes a second over the last seconds"`
+	Remaining time.Duration `json:"remaining,omitempty" doc:"nanoseconds expected until ready; 0 is unknown"`
+	Started   time.Time     `json:"started"`
+	Stopped   time.Time     `json:"stopped,omitzero" doc:"when the last user had stopped"`
+	Downtime  time.Duration `json:"downtime,omitempty" doc:"nanoseconds from the last user stopped to ready at the target"`
+	Err       *Error        `json:"error,omitempty"`
+}

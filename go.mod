@@ -1,0 +1,3 @@
+module github.com/drover-data/drover
+
+go 1.26
