@@ -32,14 +32,17 @@ type Head struct {
 	Pool  string    `json:"pool" doc:"the owner's pool"`
 	Epoch uint64    `json:"epoch" doc:"grows each time the owner or its pool changes, from 1"`
 	Since time.Time `json:"since" doc:"when this epoch began"`
-	// Seed is the snapshot from which the owner makes the head when it does
-	// not hold it yet. Empty: the head begins empty. It stays set, so that an
-	// owner that crashed between the hand-over and the making of the head
-	// knows what to do; whether the head is there is the pool's to say.
+	// Seed is the snapshot from which the owner makes the head of this epoch;
+	// empty: the head begins empty.
 	Seed string `json:"seed,omitempty" doc:"snapshot the head of this epoch began as"`
-	// From is the owner of the epoch before, while it still has leftovers to
-	// clear up; empty when nothing remains to be done.
-	From string `json:"from,omitempty" doc:"previous owner while the hand-over is not fully settled"`
+	// Ready is set once the owner holds the head durably. Until then the owner
+	// makes it from Seed; from then on a head that its pool does not show is
+	// missing, and is never made anew.
+	Ready bool `json:"ready"`
+	// From is the owner of the epoch before, until it has cleared up. It keeps
+	// its copy at least until Ready.
+	From     string `json:"from,omitempty" doc:"previous owner while the hand-over is not fully settled"`
+	FromPool string `json:"fromPool,omitempty" doc:"the previous owner's pool"`
 	Move *Move  `json:"move,omitempty" doc:"the hand-over that is wanted"`
 	// Away lists nodes whose stopped containers were moved elsewhere with the
 	// head. A mount there may not pull the head back.
