@@ -43,7 +43,7 @@ type Head struct {
 	// its copy at least until Ready.
 	From     string `json:"from,omitempty" doc:"previous owner while the hand-over is not fully settled"`
 	FromPool string `json:"fromPool,omitempty" doc:"the previous owner's pool"`
-	Move *Move  `json:"move,omitempty" doc:"the hand-over that is wanted"`
+	Move     *Move  `json:"move,omitempty" doc:"the hand-over that is wanted"`
 	// Away lists nodes whose stopped containers were moved elsewhere with the
 	// head. A mount there may not pull the head back.
 	Away map[string]Departure `json:"away,omitempty"`

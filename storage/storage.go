@@ -203,6 +203,9 @@ type ReceiveSpec struct {
 	ID     string // snapshot to make
 	Base   string // ID of a snapshot that is there; "" for a full copy
 	Size   int64  // hint in bytes for checking space before it is taken; 0 unknown
+	// Stream identifies what the bytes of the stream depend on. A partial
+	// receive that was begun under another identity is discarded, not gone on with.
+	Stream string
 	Note   []byte
 }
 
