@@ -35,6 +35,8 @@ type Head struct {
 	// Seed is the snapshot from which the owner makes the head of this epoch;
 	// empty: the head begins empty.
 	Seed string `json:"seed,omitempty" doc:"snapshot the head of this epoch began as"`
+	// SeedVolume is the id of the volume whose snapshot Seed is; empty: this one.
+	SeedVolume string `json:"seedVolume,omitempty"`
 	// Ready is set once the owner holds the head durably. Until then the owner
 	// makes it from Seed; from then on a head that its pool does not show is
 	// missing, and is never made anew.

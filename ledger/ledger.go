@@ -23,7 +23,8 @@ type Create struct {
 	Size   int64
 	Node   string
 	Pool   string
-	Seed   string // snapshot on Node to begin with
+	// Seed is a snapshot in Pool to begin with, of the volume SeedVolume.
+	Seed, SeedVolume string
 }
 
 // MinSize is the smallest limit a volume can have, in bytes: file systems
@@ -43,7 +44,7 @@ func New(c Create, now time.Time) (api.Volume, error) {
 	}
 	return api.Volume{
 		ID: c.ID, Name: c.Name, Labels: maps.Clone(c.Labels), Size: c.Size, Branch: api.MainBranch, Created: now,
-		Heads: map[string]api.Head{api.MainBranch: {Node: c.Node, Pool: c.Pool, Epoch: 1, Since: now, Seed: c.Seed}},
+		Heads: map[string]api.Head{api.MainBranch: {Node: c.Node, Pool: c.Pool, Epoch: 1, Since: now, Seed: c.Seed, SeedVolume: c.SeedVolume}},
 	}, nil
 }
 
@@ -173,7 +174,7 @@ func Hand(v api.Volume, branch string, o HandOver, now time.Time) (api.Volume, e
 	h.From, h.FromPool = h.Node, h.Pool
 	h.Node, h.Pool = h.Move.To, h.Move.Pool
 	h.Epoch++
-	h.Since, h.Seed, h.Ready, h.Move = now, o.Snapshot, false, nil
+	h.Since, h.Seed, h.SeedVolume, h.Ready, h.Move = now, o.Snapshot, "", false, nil
 	return put(h), nil
 }
 
@@ -331,7 +332,7 @@ func Adopt(v api.Volume, branch, node, pool, snapshot, proof, loss string, now t
 	}
 	h.From, h.FromPool, h.Node, h.Pool = h.Node, h.Pool, node, pool
 	h.Epoch++
-	h.Since, h.Seed, h.Ready, h.Move = now, snapshot, false, nil
+	h.Since, h.Seed, h.SeedVolume, h.Ready, h.Move = now, snapshot, "", false, nil
 	return put(h), nil
 }
 

@@ -84,8 +84,10 @@ type HeadSpec struct {
 	Key  HeadKey
 	Size int64 // bytes; 0 is no limit
 	// From is the ID of the snapshot to copy; empty begins empty. An empty
-	// head is truly empty: no lost+found or the like.
-	From string
+	// head is truly empty: no lost+found or the like. FromVolume is the id of
+	// the volume whose snapshot it is; empty: the head's own.
+	From       string
+	FromVolume string
 	// Note is kept durably beside the head: see Head.Note.
 	Note []byte
 }

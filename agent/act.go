@@ -1,0 +1,274 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/container"
+	"github.com/drover-data/drover/plan"
+	"github.com/drover-data/drover/storage"
+)
+
+// act does one action. Whatever it does can be done again.
+func (h *head) act(ctx context.Context, o plan.Observed, action plan.Action) error {
+	h.a.deps.Log.Debug("act", "volume", o.Volume.Name, "branch", h.key.branch, "action", action.String())
+	switch a := action.(type) {
+	case plan.MakeHead:
+		return h.makeHead(ctx, o.Volume, a)
+	case plan.ReportReady:
+		return h.reportReady(ctx, o.Volume, a.Epoch)
+	case plan.KeepNote:
+		return h.keepNote(ctx, a.Pool, o.Volume, a.Epoch, "")
+	case plan.SetSize:
+		return h.setSize(ctx, o.Volume, a)
+	case plan.DropHead:
+		return h.dropHead(ctx, a)
+	case plan.ReportSettled:
+		h.mover.finished()
+		v, err := h.a.deps.Ledger.Settled(ctx, h.key.volume, h.key.branch, h.a.cfg.Node, a.Epoch)
+		return h.took(v, err)
+	case plan.DropSnapshot:
+		b, err := h.a.backend(a.Pool)
+		if err != nil {
+			return err
+		}
+		return b.DestroySnapshot(ctx, h.key.volume, a.ID)
+	case plan.PurgeVolume:
+		return h.purge(ctx, o, a.Epoch)
+	case plan.StartUsers:
+		return h.startUsers(ctx)
+	case plan.RestartUsers:
+		return h.mover.restart(ctx)
+	case plan.Unfence:
+		return h.mover.unfence(ctx, o)
+	}
+	return h.mover.act(ctx, o, action)
+}
+
+// took takes the record that a change gave back, before the watch does.
+func (h *head) took(v api.Volume, err error) error {
+	if err != nil {
+		return err
+	}
+	if _, there := v.Heads[h.key.branch]; there {
+		h.setRecord(v, true)
+	}
+	return nil
+}
+
+func (h *head) makeHead(ctx context.Context, v api.Volume, a plan.MakeHead) error {
+	b, err := h.a.backend(a.Pool)
+	if err != nil {
+		return err
+	}
+	note, err := h.makeNote(v, a.Epoch, "")
+	if err != nil {
+		return err
+	}
+	_, err = b.CreateHead(ctx, storage.HeadSpec{Key: h.storageKey(), Size: a.Size, From: a.Seed, FromVolume: a.Of, Note: note})
+	return err
+}
+
+func (h *head) reportReady(ctx context.Context, v api.Volume, epoch uint64) error {
+	after, err := h.a.deps.Ledger.Ready(ctx, h.key.volume, h.key.branch, h.a.cfg.Node, epoch)
+	if err := h.took(after, err); err != nil {
+		return err
+	}
+	if epoch > 1 {
+		h.a.event("volume.arrived", "info", v, h.key.branch, fmt.Sprintf("volume %s is on %s now, epoch %d", v.Name, h.a.cfg.Node, epoch), nil)
+	} else {
+		h.a.event("volume.created", "info", v, h.key.branch, fmt.Sprintf("volume %s is ready on %s", v.Name, h.a.cfg.Node), nil)
+	}
+	return nil
+}
+
+func (h *head) keepNote(ctx context.Context, pool string, v api.Volume, epoch uint64, released string) error {
+	b, err := h.a.backend(pool)
+	if err != nil {
+		return err
+	}
+	note, err := h.makeNote(v, epoch, released)
+	if err != nil {
+		return err
+	}
+	return b.SetNote(ctx, h.storageKey(), note)
+}
+
+func (h *head) setSize(ctx context.Context, v api.Volume, a plan.SetSize) error {
+	b, err := h.a.backend(a.Pool)
+	if err != nil {
+		return err
+	}
+	sizer, ok := b.(storage.Sizer)
+	if !ok {
+		return nil
+	}
+	if err := sizer.Resize(ctx, h.storageKey(), a.Size); err != nil {
+		h.a.event("volume.resize-failed", "error", v, h.key.branch, err.Error(), nil)
+		return err
+	}
+	h.a.event("volume.resized", "info", v, h.key.branch, fmt.Sprintf("volume %s is limited to %d bytes", v.Name, a.Size), nil)
+	return nil
+}
+
+func (h *head) dropHead(ctx context.Context, a plan.DropHead) error {
+	b, err := h.a.backend(a.Pool)
+	if err != nil {
+		return err
+	}
+	h.mounting.Lock()
+	defer h.mounting.Unlock()
+	if err := h.unmount(ctx, b); err != nil {
+		return err
+	}
+	if err := b.DestroyHead(ctx, h.storageKey()); err != nil {
+		return err
+	}
+	return h.mover.forget()
+}
+
+// purge removes heads first, then the snapshots, then the record.
+func (h *head) purge(ctx context.Context, o plan.Observed, epoch uint64) error {
+	h.mounting.Lock()
+	defer h.mounting.Unlock()
+	for _, c := range o.Copies {
+		b, err := h.a.backend(c.Pool)
+		if err != nil {
+			return err
+		}
+		if err := h.unmount(ctx, b); err != nil {
+			return err
+		}
+		if err := b.DestroyHead(ctx, h.storageKey()); err != nil {
+			return err
+		}
+	}
+	if len(o.Volume.Heads) == 1 {
+		for _, s := range o.Snapshots {
+			b, err := h.a.backend(s.Pool)
+			if err != nil {
+				return err
+			}
+			if err := b.DestroySnapshot(ctx, h.key.volume, s.ID); err != nil {
+				return err
+			}
+		}
+	}
+	if err := h.a.deps.Ledger.Forget(ctx, h.key.volume, h.key.branch, h.a.cfg.Node, epoch); err != nil {
+		return err
+	}
+	h.a.event("volume.purged", "info", o.Volume, h.key.branch, "the data of volume "+o.Volume.Name+" was removed", nil)
+	h.a.drop(h.key.volume)
+	return nil
+}
+
+// mounted reports whether Drover's own mount of the head is there.
+func (h *head) mounted() bool {
+	ok, err := mountpointMounted(h.mountpoint())
+	return err == nil && ok
+}
+
+// mount makes the head usable at its mount point. It is called with mounting held.
+func (h *head) mount(ctx context.Context, b storage.Backend) (string, error) {
+	target := h.mountpoint()
+	if err := os.MkdirAll(target, 0o700); err != nil {
+		return "", err
+	}
+	return target, b.Mount(ctx, h.storageKey(), target)
+}
+
+// unmount is called with mounting held.
+func (h *head) unmount(ctx context.Context, b storage.Backend) error {
+	target := h.mountpoint()
+	if err := b.Unmount(ctx, h.storageKey(), target); err != nil {
+		return err
+	}
+	// An empty mount point is no use to anybody, and a way to write beside
+	// the volume; that it is not empty would be news.
+	if err := os.Remove(target); err != nil && !os.IsNotExist(err) {
+		return err
+	}
+	return nil
+}
+
+// arriving reports whether containers are to be started here for the head.
+func (h *head) arriving(rec api.Head) (bool, error) {
+	if rec.Node != h.a.cfg.Node || !rec.Ready || rec.Move != nil {
+		return false, nil
+	}
+	p, found, err := get[Preparation](h.a.index, bucketPrepared, h.id())
+	if err != nil {
+		return false, err
+	}
+	if found && p.Epoch+1 == rec.Epoch {
+		return true, nil
+	}
+	if found && p.Epoch < rec.Epoch {
+		if err := remove(h.a.index, bucketPrepared, h.id()); err != nil {
+			return false, err
+		}
+	}
+	_, waits, err := get[bool](h.a.index, bucketWaiting, h.id())
+	return waits, err
+}
+
+// startUsers makes and starts the containers that came with the head, and
+// starts those that wait for it.
+func (h *head) startUsers(ctx context.Context) error {
+	v := h.volume()
+	p, found, err := get[Preparation](h.a.index, bucketPrepared, h.id())
+	if err != nil {
+		return err
+	}
+	if found {
+		for _, spec := range p.Containers {
+			id, err := h.a.deps.Engine.Import(ctx, spec)
+			if err != nil {
+				h.a.event("container.failed", "error", v, h.key.branch, "container "+spec.Name+" cannot be made here: "+err.Error(), nil)
+				return err
+			}
+			if err := h.a.deps.Engine.Start(ctx, id); err != nil {
+				h.a.event("container.failed", "error", v, h.key.branch, "container "+spec.Name+" does not start: "+err.Error(), nil)
+				return err
+			}
+			h.a.event("container.moved", "info", v, h.key.branch, "container "+spec.Name+" runs on "+h.a.cfg.Node+" now", nil)
+		}
+		if err := remove(h.a.index, bucketPrepared, h.id()); err != nil {
+			return err
+		}
+	}
+	if err := h.startWaiting(ctx, v); err != nil {
+		return err
+	}
+	return remove(h.a.index, bucketWaiting, h.id())
+}
+
+// startWaiting starts the containers whose last start failed for the volume.
+func (h *head) startWaiting(ctx context.Context, v api.Volume) error {
+	cs, err := h.containers(ctx)
+	if err != nil {
+		return err
+	}
+	for _, c := range cs {
+		if !failedForVolume(c) {
+			continue
+		}
+		if err := h.a.deps.Engine.Start(ctx, c.ID); err != nil {
+			h.a.event("container.failed", "warning", v, h.key.branch, "container "+c.Name+" waited for the volume and does not start: "+err.Error(), nil)
+			continue
+		}
+		h.a.event("container.started", "info", v, h.key.branch, "container "+c.Name+" had waited for the volume and runs now", nil)
+	}
+	return nil
+}
+
+// failedForVolume reports whether the engine could not start a container only
+// because the volume, or the plugin, was not there.
+func failedForVolume(c container.Container) bool {
+	if c.State != container.Created && c.State != container.Exited {
+		return false
+	}
+	return volumeError(c.Error)
+}

@@ -1,0 +1,320 @@
+// Package agent is what runs on every node: it observes the heads that the
+// cluster assigns to the node, asks package plan what to do, does it, and
+// serves Docker's plugin and other nodes meanwhile. It knows neither Docker's
+// wire format nor HTTP nor etcd.
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/container"
+	"github.com/drover-data/drover/events"
+	"github.com/drover-data/drover/ledger"
+	"github.com/drover-data/drover/state"
+	"github.com/drover-data/drover/storage"
+	"github.com/drover-data/drover/transfer"
+)
+
+// Ledger is where records change: the service itself on a control node, a
+// client of one on every other. Calls are made in this node's name.
+type Ledger interface {
+	Volume(ctx context.Context, ref string) (api.Volume, error)
+	Create(ctx context.Context, c ledger.Create) (api.Volume, error)
+	RequestMove(ctx context.Context, id, branch string, m api.Move) (api.Volume, error)
+	CancelMove(ctx context.Context, id, branch, move string) (api.Volume, error)
+	Hand(ctx context.Context, id, branch string, o ledger.HandOver) (api.Volume, error)
+	Ready(ctx context.Context, id, branch, node string, epoch uint64) (api.Volume, error)
+	Settled(ctx context.Context, id, branch, node string, epoch uint64) (api.Volume, error)
+	Returned(ctx context.Context, id, branch, node string) (api.Volume, error)
+	Delete(ctx context.Context, id, by string) (api.Volume, error)
+	Forget(ctx context.Context, id, branch, node string, epoch uint64) error
+}
+
+// Peers are the other nodes' agents. Unavailable means that the node does not
+// answer; nothing is known of it then.
+type Peers interface {
+	// Pull asks a head's owner to send it here, if nobody uses it.
+	Pull(ctx context.Context, node string, r PullRequest) error
+	// Prepare asks a target whether it can take a head and its users, and
+	// leaves with it what it needs to make them.
+	Prepare(ctx context.Context, node string, p Preparation) error
+	// Status asks an owner how a head is.
+	Status(ctx context.Context, node, volume, branch string) (HeadStatus, error)
+	// Delete asks an owner to delete a volume that nobody uses.
+	Delete(ctx context.Context, node, volume, by string) error
+	// Dial opens a connection for a transfer session.
+	Dial(ctx context.Context, node string) (net.Conn, error)
+}
+
+// Users finds who uses a head: processes with an open file or a mount of it.
+type Users interface {
+	Find(ctx context.Context, id storage.Identity) ([]User, error)
+}
+
+// User is one holder of a head, as the kernel shows it.
+type User struct {
+	PID       int    `json:"pid"`
+	Command   string `json:"command"`
+	Container string `json:"container,omitempty"` // id, when it is known
+	What      string `json:"what"`                // "mount", "open file", …
+	Path      string `json:"path"`
+}
+
+// Config is what an agent needs to know of itself.
+type Config struct {
+	Node    string
+	Cluster string // id
+	DataDir string
+	// VolatileDir is emptied by a reboot: mount references are kept there.
+	VolatileDir string
+	// MountWait is how long Docker's Mount waits for a head that is moving here.
+	MountWait time.Duration
+	// PeerWait bounds each question to another node while Docker waits.
+	PeerWait time.Duration
+}
+
+// Deps are the ports of an agent.
+type Deps struct {
+	Store    *state.Store
+	Ledger   Ledger
+	Peers    Peers
+	Engine   container.Engine
+	Users    Users
+	Portable transfer.Portable
+	Events   *events.Log
+	Log      *slog.Logger
+	Now      func() time.Time
+	NewID    func() string
+}
+
+// Agent is one node's agent.
+type Agent struct {
+	cfg   Config
+	deps  Deps
+	index *index
+	refs  *refs
+	// Target takes the sessions of other nodes' agents.
+	Target *transfer.Target
+
+	mu    sync.Mutex
+	pools map[string]*pool  // guarded by mu; by name
+	heads map[headKey]*head // guarded by mu
+	names map[string]string // guarded by mu; volume names of the whole cluster -> id, as last fetched
+	fetch time.Time         // guarded by mu; when names was fetched
+	fresh bool              // guarded by mu; the records were read from the store since the start
+	moves moves
+	group *errgroup.Group
+	ctx   context.Context // of Run
+}
+
+// moves are the finished ones.
+type moves struct {
+	mu    sync.Mutex
+	byID  map[string]api.MoveProgress // guarded by mu
+	order []string                    // guarded by mu; oldest first
+}
+
+type headKey struct{ volume, branch string }
+
+// New opens the agent's durable index. Pools are added before Run.
+func New(cfg Config, deps Deps) (*Agent, error) {
+	if cfg.MountWait == 0 {
+		cfg.MountWait = 4 * time.Second
+	}
+	if cfg.PeerWait == 0 {
+		cfg.PeerWait = 1500 * time.Millisecond
+	}
+	ix, err := openIndex(filepath.Join(cfg.DataDir, "agent", "index.db"))
+	if err != nil {
+		return nil, err
+	}
+	rf, err := openRefs(filepath.Join(cfg.VolatileDir, "refs"))
+	if err != nil {
+		ix.close()
+		return nil, err
+	}
+	a := &Agent{
+		cfg: cfg, deps: deps, index: ix, refs: rf,
+		pools: map[string]*pool{}, heads: map[headKey]*head{}, names: map[string]string{},
+	}
+	a.Target = &transfer.Target{Pool: a.backend, Permit: a.permit, Portable: deps.Portable, Watch: a.arrived}
+	return a, nil
+}
+
+// Run works until ctx ends. What is mounted stays mounted.
+func (a *Agent) Run(ctx context.Context) error {
+	defer a.index.close()
+	group, ctx := errgroup.WithContext(ctx)
+	a.group, a.ctx = group, ctx
+	if err := a.load(); err != nil {
+		return err
+	}
+	group.Go(func() error { return a.follow(ctx) })
+	group.Go(func() error { return a.watchEngine(ctx) })
+	group.Go(func() error { return a.watchPools(ctx) })
+	return group.Wait()
+}
+
+// load starts the heads that were known when the agent last ran, so that they
+// can be used while the store does not answer.
+func (a *Agent) load() error {
+	records, err := a.index.volumes()
+	if err != nil {
+		return err
+	}
+	names, err := a.index.names()
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	a.names = names
+	a.mu.Unlock()
+	for _, v := range records {
+		a.take(v, false)
+	}
+	return nil
+}
+
+// follow keeps the node's own part of the records.
+func (a *Agent) follow(ctx context.Context) error {
+	prefix := a.cfg.Node + "/"
+	err := state.Assigned.Follow(ctx, a.deps.Store, prefix,
+		func(all map[string]api.Volume) {
+			known := map[string]bool{}
+			for key, v := range all {
+				known[key[len(prefix):]] = true
+				a.take(v, true)
+			}
+			a.mu.Lock()
+			a.fresh = true
+			var lost []*head
+			for key, h := range a.heads {
+				if !known[key.volume] {
+					lost = append(lost, h)
+				}
+			}
+			a.mu.Unlock()
+			for _, h := range lost {
+				a.drop(h.key.volume)
+			}
+		},
+		func(c state.Change[api.Volume]) {
+			if c.Gone {
+				a.drop(c.ID[len(prefix):])
+				return
+			}
+			a.take(c.Value, true)
+		})
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// take hands a record to its heads.
+func (a *Agent) take(v api.Volume, fresh bool) {
+	if fresh {
+		if err := a.index.putVolume(v); err != nil {
+			a.deps.Log.Error("cannot keep the record of a volume", "volume", v.Name, "error", err)
+		}
+	}
+	a.mu.Lock()
+	if v.Deleted == nil {
+		a.names[v.Name] = v.ID
+	} else if a.names[v.Name] == v.ID {
+		delete(a.names, v.Name)
+	}
+	var mine []*head
+	for branch := range v.Heads {
+		key := headKey{v.ID, branch}
+		h := a.heads[key]
+		if h == nil {
+			h = newHead(a, key)
+			a.heads[key] = h
+			if a.group != nil {
+				a.group.Go(func() error { h.run(a.ctx); return nil })
+			}
+		}
+		mine = append(mine, h)
+	}
+	a.mu.Unlock()
+	for _, h := range mine {
+		h.setRecord(v, fresh)
+	}
+}
+
+// drop forgets a volume that does not concern this node any more.
+func (a *Agent) drop(volume string) {
+	a.mu.Lock()
+	var gone []*head
+	for key, h := range a.heads {
+		if key.volume == volume {
+			gone = append(gone, h)
+			delete(a.heads, key)
+		}
+	}
+	a.mu.Unlock()
+	for _, h := range gone {
+		h.end()
+		for _, bucket := range [][]byte{bucketPrepared, bucketWaiting} {
+			if err := remove(a.index, bucket, h.id()); err != nil {
+				a.deps.Log.Error("cannot forget a volume", "volume", volume, "error", err)
+			}
+		}
+	}
+	if err := a.index.dropVolume(volume); err != nil {
+		a.deps.Log.Error("cannot forget a volume", "volume", volume, "error", err)
+	}
+}
+
+// head looks up a head that concerns this node.
+func (a *Agent) head(volume, branch string) *head {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.heads[headKey{volume, branch}]
+}
+
+// kickAll lets every head look again.
+func (a *Agent) kickAll() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, h := range a.heads {
+		h.kick()
+	}
+}
+
+// watchEngine lets heads look again when a container changes.
+func (a *Agent) watchEngine(ctx context.Context) error {
+	err := a.deps.Engine.Watch(ctx, func(string) { a.kickUsed() })
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// kickUsed lets the heads look again for which containers matter now.
+func (a *Agent) kickUsed() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, h := range a.heads {
+		if h.cares() {
+			h.kick()
+		}
+	}
+}
+
+func (a *Agent) event(typ, level string, v api.Volume, branch, message string, data map[string]string) {
+	object := v.Name
+	if branch != "" && branch != api.MainBranch {
+		object += "@" + branch
+	}
+	a.deps.Events.Add(api.Event{Type: typ, Level: level, Object: object, Message: message, Data: data})
+}

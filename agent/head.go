@@ -1,0 +1,228 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/plan"
+	"github.com/drover-data/drover/storage"
+)
+
+// head is the agent's own side of one branch of one volume: one goroutine
+// that looks, asks package plan, and acts.
+type head struct {
+	a     *Agent
+	key   headKey
+	wake  chan struct{}
+	gone  chan struct{}
+	once  sync.Once
+	mover mover // used by the head's goroutine only, except where it says otherwise
+
+	// mounting is held while a mount or a reference is added, and while the
+	// head is closed to them, so that no user slips in unseen.
+	mounting sync.Mutex
+
+	mu      sync.Mutex
+	record  api.Volume         // guarded by mu
+	fresh   bool               // guarded by mu; the record was read from the store since the start
+	changed chan struct{}      // guarded by mu; closed when anything here changes
+	alarm   string             // guarded by mu; what is wrong, for people
+	waiting string             // guarded by mu; what is waited for
+	busy    context.CancelFunc // guarded by mu; ends what is done for the wish busyMove
+	wish    string             // guarded by mu; id of the move that busy works for
+}
+
+func newHead(a *Agent, key headKey) *head {
+	h := &head{a: a, key: key, wake: make(chan struct{}, 1), gone: make(chan struct{}), changed: make(chan struct{})}
+	h.mover.h = h
+	return h
+}
+
+func (h *head) id() string { return h.key.volume + "@" + h.key.branch }
+
+func (h *head) storageKey() storage.HeadKey {
+	return storage.HeadKey{Volume: h.key.volume, Branch: h.key.branch}
+}
+
+// mountpoint is where the head is mounted for its users: fixed by its id.
+func (h *head) mountpoint() string {
+	return filepath.Join(h.a.cfg.DataDir, "mounts", h.key.volume, strings.ReplaceAll(h.key.branch, "/", "%2F"))
+}
+
+// kick lets the head look again soon.
+func (h *head) kick() {
+	select {
+	case h.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (h *head) end() { h.once.Do(func() { close(h.gone) }) }
+
+// setRecord takes a record; what is being done for a wish that was withdrawn ends.
+func (h *head) setRecord(v api.Volume, fresh bool) {
+	h.mu.Lock()
+	h.record = v
+	h.fresh = h.fresh || fresh
+	m := v.Heads[h.key.branch].Move
+	if h.busy != nil && (m == nil || m.ID != h.wish) {
+		h.busy()
+	}
+	h.notify()
+	h.mu.Unlock()
+	h.kick()
+}
+
+// notify is called with mu held.
+func (h *head) notify() {
+	close(h.changed)
+	h.changed = make(chan struct{})
+}
+
+func (h *head) volume() api.Volume {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.record
+}
+
+// state gives the record and a channel that closes at the next change.
+func (h *head) state() (v api.Volume, fresh bool, changed <-chan struct{}) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.record, h.fresh, h.changed
+}
+
+// cares reports whether a change of some container can matter to the head.
+func (h *head) cares() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	r := h.record.Heads[h.key.branch]
+	return r.Move != nil || h.alarm != "" || h.waiting != "" || len(r.Away) > 0
+}
+
+func (h *head) run(ctx context.Context) {
+	const firstPause, maxPause = 200 * time.Millisecond, 15 * time.Second
+	pause := firstPause
+	h.kick()
+	for {
+		var again <-chan time.Time
+		retry, err := h.look(ctx)
+		switch {
+		case err != nil:
+			if ctx.Err() == nil {
+				h.a.deps.Log.Warn("will try again", "volume", h.volume().Name, "branch", h.key.branch, "in", pause, "error", err)
+				h.setWaiting("a further try, after: " + err.Error())
+			}
+			again = time.After(pause)
+			pause = min(2*pause, maxPause)
+		default:
+			pause = firstPause
+			if retry > 0 {
+				again = time.After(retry)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-h.gone:
+			return
+		case <-h.wake:
+		case <-again:
+		}
+	}
+}
+
+// maxSteps bounds how often a head acts before others get a turn at the log.
+const maxSteps = 200
+
+// look observes, plans and acts until nothing remains to be done, and says
+// when to look again.
+func (h *head) look(ctx context.Context) (time.Duration, error) {
+	for range maxSteps {
+		o, err := h.observe(ctx)
+		if err != nil {
+			return 0, err
+		}
+		actions := plan.Next(o)
+		progressed := false
+		for _, action := range actions {
+			switch a := action.(type) {
+			case plan.Wait:
+				h.setWaiting(a.For)
+				return a.Retry, nil
+			case plan.Alarm:
+				h.setAlarm(a.Reason)
+				return time.Minute, nil
+			}
+			if err := h.act(ctx, o, action); err != nil {
+				return 0, err
+			}
+			progressed = true
+		}
+		if !progressed {
+			h.setWaiting("")
+			h.setAlarm("")
+			return 0, nil
+		}
+	}
+	return time.Second, nil
+}
+
+func (h *head) setWaiting(s string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.waiting != s {
+		h.waiting = s
+		h.notify()
+	}
+}
+
+func (h *head) setAlarm(s string) {
+	h.mu.Lock()
+	before, v := h.alarm, h.record
+	h.alarm = s
+	if before != s {
+		h.notify()
+	}
+	h.mu.Unlock()
+	if s != "" && s != before {
+		h.a.event("volume.alarm", "error", v, h.key.branch, "volume "+v.Name+": "+s, nil)
+	}
+}
+
+// note is what is written beside the data, so that the pool remembers.
+type note struct {
+	Format   int        `json:"format"`
+	Cluster  string     `json:"cluster"`
+	Branch   string     `json:"branch"`
+	Epoch    uint64     `json:"epoch"`
+	Released string     `json:"released,omitempty"` // id of the move for which this owner let go
+	Volume   api.Volume `json:"volume"`             // the record when the note was written
+}
+
+const noteFormat = 1
+
+func (h *head) makeNote(v api.Volume, epoch uint64, released string) ([]byte, error) {
+	return json.Marshal(note{Format: noteFormat, Cluster: h.a.cfg.Cluster, Branch: h.key.branch, Epoch: epoch, Released: released, Volume: v})
+}
+
+// readNote reads a note; a head without one that can be read is of epoch 0.
+func readNote(text []byte) note {
+	var n note
+	if json.Unmarshal(text, &n) != nil || n.Format != noteFormat {
+		return note{}
+	}
+	return n
+}
+
+// stale reports whether the pool should remember something newer.
+func (n note) stale(v api.Volume) bool {
+	was, err1 := json.Marshal([]any{n.Volume.Name, n.Volume.Labels, n.Volume.Size, n.Volume.Deleted, n.Volume.Branch})
+	is, err2 := json.Marshal([]any{v.Name, v.Labels, v.Size, v.Deleted, v.Branch})
+	return err1 != nil || err2 != nil || string(was) != string(is)
+}

@@ -1,0 +1,253 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/container"
+	"github.com/drover-data/drover/storage"
+	"github.com/drover-data/drover/transfer"
+)
+
+// PullRequest asks an owner for a head that somebody wants to use elsewhere.
+type PullRequest struct {
+	Volume string `json:"volume"` // id
+	Branch string `json:"branch"`
+	To     string `json:"to"`
+	Pool   string `json:"pool"`
+	By     string `json:"by"`
+}
+
+// Preparation is what a target of a move is told beforehand.
+type Preparation struct {
+	Move       string           `json:"move"`
+	Volume     api.Volume       `json:"volume"`
+	Branch     string           `json:"branch"`
+	Epoch      uint64           `json:"epoch"` // the source's; the target's will be the next
+	Pool       string           `json:"pool"`
+	Bytes      int64            `json:"bytes"` // what is to come, about
+	Fidelity   storage.Fidelity `json:"fidelity"`
+	AllowLoss  bool             `json:"allowLoss"`
+	Containers []container.Spec `json:"containers,omitempty"` // to be made once the head is there
+}
+
+// HeadStatus is how a head is, as its owner sees it now.
+type HeadStatus struct {
+	Node      string            `json:"node"`
+	Pool      string            `json:"pool"`
+	Epoch     uint64            `json:"epoch"`
+	Here      bool              `json:"here" doc:"the pool shows the head"`
+	Mounted   bool              `json:"mounted"`
+	Path      string            `json:"path,omitempty" doc:"mount point on the node"`
+	Used      int64             `json:"used" doc:"bytes; -1 is unknown"`
+	Size      int64             `json:"size" doc:"limit in bytes; 0 is none"`
+	Sizes     string            `json:"sizes" doc:"hard or soft"`
+	Users     []string          `json:"users,omitempty" doc:"who uses it, in words"`
+	Nested    []string          `json:"nested,omitempty" doc:"paths inside that a snapshot would leave out"`
+	Waiting   string            `json:"waiting,omitempty" doc:"what is waited for"`
+	Alarm     string            `json:"alarm,omitempty" doc:"what is wrong"`
+	Snapshots int               `json:"snapshots"`
+	Move      *api.MoveProgress `json:"move,omitempty"`
+}
+
+// Pull begins to move a head to the asking node if nobody uses it here.
+func (a *Agent) Pull(ctx context.Context, r PullRequest) error {
+	h := a.head(r.Volume, r.Branch)
+	if h == nil {
+		return notHere(a.cfg.Node, r.Volume)
+	}
+	v := h.volume()
+	rec := v.Heads[r.Branch]
+	switch {
+	case rec.Node == r.To:
+		return nil
+	case rec.Node != a.cfg.Node:
+		return notHere(a.cfg.Node, v.Name)
+	case rec.Move != nil && rec.Move.To == r.To:
+		return nil
+	}
+	holders, err := h.holders(ctx)
+	if err != nil {
+		return err
+	}
+	if len(holders) > 0 {
+		return &api.Error{Kind: api.InUse, Op: "mount volume", Object: v.Name, Reason: "it is used on " + a.cfg.Node + " by " + names(holders), Next: "drover volume move " + v.Name + " " + r.To + " moves it with its containers"}
+	}
+	after, err := a.deps.Ledger.RequestMove(ctx, r.Volume, r.Branch, api.Move{
+		ID: a.deps.NewID(), To: r.To, Pool: r.Pool, By: r.By, Requested: a.deps.Now(),
+		Options: api.MoveOptions{Users: api.UsersRefuse},
+	})
+	return h.took(after, err)
+}
+
+func notHere(node, volume string) error {
+	return &api.Error{Kind: api.Conflict, Op: "use volume", Object: volume, Reason: node + " does not own it any more", Next: "try again"}
+}
+
+// Prepare says whether this node can take a head and its containers.
+func (a *Agent) Prepare(ctx context.Context, p Preparation) error {
+	op, object := "move volume", p.Volume.Name
+	pool, err := a.pool(p.Pool)
+	if err != nil {
+		return err
+	}
+	info := pool.look(ctx)
+	switch {
+	case info.State == api.PoolGone:
+		return &api.Error{Kind: api.Unsupported, Op: op, Object: object, Reason: fmt.Sprintf("pool %s on %s is not there: %s", p.Pool, a.cfg.Node, info.Reason), Next: "mend the pool, or choose another with --pool"}
+	case info.State == api.PoolReadOnly:
+		return &api.Error{Kind: api.ReadOnly, Op: op, Object: object, Reason: fmt.Sprintf("pool %s on %s is read-only: %s", p.Pool, a.cfg.Node, info.Reason), Next: "mend the pool, or choose another with --pool"}
+	case info.State == api.PoolFull || p.Bytes > info.Free:
+		return &api.Error{Kind: api.Exhausted, Op: op, Object: object, Reason: fmt.Sprintf("pool %s on %s has %d bytes free, %d are to come", p.Pool, a.cfg.Node, info.Free, p.Bytes), Next: "free space, or choose another pool with --pool"}
+	}
+	if lost := p.Fidelity.Lost(info.Fidelity); len(lost) > 0 && !p.AllowLoss {
+		return &api.Error{Kind: api.Unsupported, Op: op, Object: object, Reason: fmt.Sprintf("pool %s on %s (%s) does not keep %s", p.Pool, a.cfg.Node, info.Kind, strings.Join(lost, ", ")), Next: "choose another pool, or pass --allow-loss: what it cannot keep is then stored beside the data and restored by the next move"}
+	}
+	for _, spec := range p.Containers {
+		if err := a.deps.Engine.CheckImport(ctx, spec); err != nil {
+			return err
+		}
+	}
+	key := p.Volume.ID + "@" + p.Branch
+	if len(p.Containers) == 0 {
+		return remove(a.index, bucketPrepared, key)
+	}
+	return put(a.index, bucketPrepared, key, p)
+}
+
+// Status tells how a head of this node is.
+func (a *Agent) Status(ctx context.Context, volume, branch string) (HeadStatus, error) {
+	h := a.head(volume, branch)
+	if h == nil {
+		return HeadStatus{}, notHere(a.cfg.Node, volume)
+	}
+	rec := h.volume().Heads[branch]
+	s := HeadStatus{Node: a.cfg.Node, Pool: rec.Pool, Epoch: rec.Epoch, Used: -1}
+	h.mu.Lock()
+	s.Waiting, s.Alarm = h.waiting, h.alarm
+	h.mu.Unlock()
+	if p, ok := h.mover.Progress(); ok && rec.Move != nil && rec.Move.ID == p.ID {
+		s.Move = &p
+	}
+	if rec.Node != a.cfg.Node {
+		return s, nil
+	}
+	p, err := a.pool(rec.Pool)
+	if err != nil {
+		return s, err
+	}
+	s.Sizes = describe("", "", p.seen()).Sizes
+	if hd, err := p.backend.Head(ctx, h.storageKey()); err == nil {
+		s.Here, s.Used, s.Size, s.Nested = true, hd.Used, hd.Size, hd.Nested
+	} else if !api.Is(err, api.NotFound) {
+		return s, err
+	}
+	if s.Mounted = h.mounted(); s.Mounted {
+		s.Path = h.mountpoint()
+	}
+	if list, err := p.backend.Snapshots(ctx, volume); err == nil {
+		s.Snapshots = len(list)
+	}
+	holders, err := h.holders(ctx)
+	if err != nil {
+		s.Waiting = "the container engine: " + err.Error()
+		return s, nil
+	}
+	for _, x := range holders {
+		s.Users = append(s.Users, x.Text)
+	}
+	return s, nil
+}
+
+// Delete begins the grace of a volume that this node owns and nobody uses.
+func (a *Agent) Delete(ctx context.Context, volume, by string) error {
+	a.mu.Lock()
+	var mine []*head
+	for key, h := range a.heads {
+		if key.volume == volume {
+			mine = append(mine, h)
+		}
+	}
+	a.mu.Unlock()
+	if len(mine) == 0 {
+		return notHere(a.cfg.Node, volume)
+	}
+	for _, h := range mine {
+		// From here until the record says that it is deleted, nobody can begin to use it.
+		h.mounting.Lock()
+		defer h.mounting.Unlock()
+		v := h.volume()
+		if v.Heads[h.key.branch].Node != a.cfg.Node {
+			continue
+		}
+		holders, err := h.holders(ctx)
+		if err != nil {
+			return err
+		}
+		if len(holders) > 0 {
+			return &api.Error{Kind: api.InUse, Op: "delete volume", Object: v.Name, Reason: "it is used on " + a.cfg.Node + " by " + names(holders), Next: "stop them first"}
+		}
+	}
+	v, err := a.deps.Ledger.Delete(ctx, volume, by)
+	if err != nil {
+		return err
+	}
+	for _, h := range mine {
+		h.setRecord(v, true)
+	}
+	a.take(v, true)
+	a.event("volume.deleted", "info", v, "", fmt.Sprintf("volume %s was deleted by %s; it can be restored until %s", v.Name, by, v.Deleted.Purge.UTC().Format(time.DateTime)), nil)
+	return nil
+}
+
+// permit lets in only the owner of a head that moves here, with what it moves.
+func (a *Agent) permit(ctx context.Context, peer string, offer transfer.Offer) error {
+	const patience = 3 * time.Second
+	deadline := time.After(patience)
+	for {
+		h := a.head(offer.Volume, offer.Branch)
+		var changed <-chan struct{}
+		if h != nil {
+			v, _, c := h.state()
+			changed = c
+			rec := v.Heads[offer.Branch]
+			if rec.Node == peer && rec.Move != nil && rec.Move.ID == offer.Move && rec.Move.To == a.cfg.Node && rec.Move.Pool == offer.Pool {
+				return nil
+			}
+		}
+		tick := time.After(50 * time.Millisecond)
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-changed:
+		case <-tick:
+		case <-deadline:
+			return &api.Error{Kind: api.Unavailable, Op: "receive snapshot", Object: offer.Volume, Reason: fmt.Sprintf("%s does not know of a move of it from %s", a.cfg.Node, peer)}
+		}
+	}
+}
+
+// arrived is told by sessions what comes.
+func (a *Agent) arrived(t transfer.Arrival) {
+	if !t.Done {
+		return
+	}
+	if err := put(a.index, bucketBases, t.Offer.Volume+"@"+t.Offer.Branch+"/"+t.Peer, t.Offer.Snapshot); err != nil {
+		a.deps.Log.Error("cannot note a common snapshot", "error", err)
+	}
+}
+
+// streamID identifies what a native stream's bytes depend on besides the
+// snapshots: the kernel that makes it.
+func (a *Agent) streamID() string {
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(u.Release[:]) + " " + unix.ByteSliceToString(u.Version[:])
+}

@@ -1,0 +1,177 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/storage"
+)
+
+// pool is one of the node's pools with what was last seen of it.
+type pool struct {
+	name    string
+	backend storage.Backend
+
+	mu   sync.Mutex
+	info storage.Info // guarded by mu
+}
+
+// AddPool takes a pool whose backend has been recovered.
+func (a *Agent) AddPool(ctx context.Context, name string, b storage.Backend) error {
+	if err := api.CheckPoolName(name); err != nil {
+		return err
+	}
+	p := &pool{name: name, backend: b}
+	p.look(ctx)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if _, there := a.pools[name]; there {
+		return &api.Error{Kind: api.Exists, Op: "add pool", Object: name, Reason: "this node has a pool of that name"}
+	}
+	a.pools[name] = p
+	return nil
+}
+
+// RemovePool lets go of a pool; its data stays.
+func (a *Agent) RemovePool(ctx context.Context, name string) error {
+	p, err := a.pool(name)
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	for key, h := range a.heads {
+		if v := h.volume(); v.Heads[key.branch].Pool == name && v.Heads[key.branch].Node == a.cfg.Node {
+			a.mu.Unlock()
+			return &api.Error{Kind: api.InUse, Op: "remove pool", Object: name, Reason: "volume " + v.Name + " is in it", Next: "move or remove its volumes first"}
+		}
+	}
+	delete(a.pools, name)
+	a.mu.Unlock()
+	return p.backend.Close()
+}
+
+func (p *pool) look(ctx context.Context) storage.Info {
+	info, err := p.backend.Info(ctx)
+	if err != nil {
+		info.State, info.Reason = api.PoolGone, err.Error()
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.info = info
+	return info
+}
+
+func (p *pool) seen() storage.Info {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.info
+}
+
+func (a *Agent) pool(name string) (*pool, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	p := a.pools[name]
+	if p == nil {
+		return nil, &api.Error{Kind: api.NotFound, Op: "use pool", Object: name + " on " + a.cfg.Node, Reason: "this node has no pool of that name", Next: "drover pool ls shows what there is"}
+	}
+	return p, nil
+}
+
+func (a *Agent) backend(name string) (storage.Backend, error) {
+	p, err := a.pool(name)
+	if err != nil {
+		return nil, err
+	}
+	return p.backend, nil
+}
+
+func (a *Agent) poolList() []*pool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	list := make([]*pool, 0, len(a.pools))
+	for _, p := range a.pools {
+		list = append(list, p)
+	}
+	return list
+}
+
+// Pools describes the node's pools.
+func (a *Agent) Pools() []api.Pool {
+	var out []api.Pool
+	for _, p := range a.poolList() {
+		out = append(out, describe(a.cfg.Node, p.name, p.seen()))
+	}
+	return out
+}
+
+func describe(node, name string, i storage.Info) api.Pool {
+	out := api.Pool{
+		Name: name, Node: node, Kind: i.Kind, Source: i.Source, State: i.State, Reason: i.Reason,
+		Capacity: i.Capacity, Used: i.Used, Free: i.Free, Sizes: "soft", Snapshot: "paused", Cannot: i.Fidelity.Cannot(),
+	}
+	if i.HardSizes {
+		out.Sizes = "hard"
+	}
+	if i.Atomic {
+		out.Snapshot = "atomic"
+	}
+	return out
+}
+
+// poolEvery is how often pools are looked at; a change shows at the latest then.
+const poolEvery = 10 * time.Second
+
+// watchPools says in events what becomes of the pools.
+func (a *Agent) watchPools(ctx context.Context) error {
+	ticker := time.NewTicker(poolEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+		for _, p := range a.poolList() {
+			before := p.seen()
+			after := p.look(ctx)
+			if before.State == after.State {
+				continue
+			}
+			level := "warning"
+			if after.State == api.PoolReady {
+				level = "info"
+			}
+			a.deps.Events.Add(api.Event{
+				Type: "pool." + string(after.State), Level: level, Object: p.name,
+				Message: fmt.Sprintf("pool %s is %s (was %s): %s", p.name, after.State, before.State, after.Reason),
+			})
+			a.kickAll()
+		}
+	}
+}
+
+// choosePool picks the pool for a new volume: the one named, or the only or
+// the default one.
+func (a *Agent) choosePool(name string) (string, error) {
+	if name != "" {
+		_, err := a.pool(name)
+		return name, err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if _, there := a.pools[DefaultPool]; there {
+		return DefaultPool, nil
+	}
+	if len(a.pools) == 1 {
+		for name := range a.pools {
+			return name, nil
+		}
+	}
+	return "", &api.Error{Kind: api.Invalid, Op: "choose a pool", Object: a.cfg.Node, Reason: fmt.Sprintf("the node has %d pools and none is called %q", len(a.pools), DefaultPool), Next: "say which with --pool"}
+}
+
+// DefaultPool is the name of the pool that is made when none is given.
+const DefaultPool = "default"

@@ -1,0 +1,219 @@
+package plan
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/drover-data/drover/api"
+)
+
+// Copy is a head of the volume's branch as a pool of this node shows it.
+type Copy struct {
+	Pool     string
+	Epoch    uint64 // as written beside the data
+	Released bool   // this epoch was let go of here; the record says to whom
+	Size     int64
+	Sizes    bool // the pool can change sizes
+	Stale    bool // the note beside the data is not that of the record
+	Sealed   bool // it was made a snapshot for a move, and can be made the head again
+}
+
+// Snapshot is one that a pool of this node holds.
+type Snapshot struct {
+	Pool, ID string
+	Order    uint64
+}
+
+// Observed is what a node sees of one branch of one volume.
+type Observed struct {
+	Node   string
+	Branch string
+	Now    time.Time
+	// Volume is the record; Fresh says that it was read from the store after
+	// this agent's start, so that it cannot be older than what the pools say.
+	Volume api.Volume
+	Fresh  bool
+	// Pools gives the state of each pool of this node.
+	Pools     map[string]api.PoolState
+	Copies    []Copy
+	Snapshots []Snapshot
+	// Base is the ID of each snapshot that a later transfer to or from a peer
+	// may build on; Needed those that a session reads or writes just now.
+	Base, Needed map[string]bool
+	// Arriving says that containers which came with the head, or wait for
+	// it, are to be started.
+	Arriving bool
+	// Stopped says that containers here were stopped for the move of that id.
+	Stopped string
+	// Closed says that mounts are refused because of the move of that id.
+	Closed string
+	// InUse says that the head's copy here has users.
+	InUse bool
+	Move  MoveState
+}
+
+// Next decides what to do about the head now. The last action may be a Wait
+// or an Alarm; none means that all is as it should be.
+func Next(o Observed) []Action {
+	h, ok := o.Volume.Heads[o.Branch]
+	if !ok {
+		return nil
+	}
+	if !o.Fresh {
+		return []Action{Wait{For: "the state store, to know who owns the head"}}
+	}
+	if o.Volume.Deleted != nil {
+		return deleted(o, h)
+	}
+	if h.Node != o.Node {
+		return former(o, h)
+	}
+	return owner(o, h)
+}
+
+func find(o Observed, pool string) (Copy, bool) {
+	for _, c := range o.Copies {
+		if c.Pool == pool {
+			return c, true
+		}
+	}
+	return Copy{}, false
+}
+
+// fit says whether a pool can be worked on, and what is waited for if not.
+func fit(o Observed, pool string) (Action, bool) {
+	switch state, known := o.Pools[pool]; {
+	case !known:
+		return Alarm{Reason: "pool " + pool + " is not a pool of " + o.Node + ": drover pool add it again, or drover volume recover"}, false
+	case state == api.PoolGone:
+		return Wait{For: "pool " + pool + ", which is not there", Retry: 10 * time.Second}, false
+	case state == api.PoolReadOnly:
+		return Wait{For: "pool " + pool + ", which is read-only", Retry: 10 * time.Second}, false
+	}
+	return nil, true
+}
+
+// owner is the part of the node that may write the head.
+func owner(o Observed, h api.Head) []Action {
+	if why, ok := fit(o, h.Pool); !ok {
+		return []Action{why}
+	}
+	c, here := find(o, h.Pool)
+	switch {
+	case here && c.Epoch > h.Epoch:
+		return []Action{Alarm{Reason: fmt.Sprintf("the pool remembers epoch %d, the record says %d: the state store is older than the data; drover recover reconciles them", c.Epoch, h.Epoch)}}
+	case !here && h.Ready:
+		return []Action{Alarm{Reason: fmt.Sprintf("the head should be in pool %s and is not there; nothing is made in its place", h.Pool)}}
+	case !here:
+		return []Action{MakeHead{Pool: h.Pool, Seed: h.Seed, Of: h.SeedVolume, Epoch: h.Epoch, Size: o.Volume.Size}, ReportReady{Epoch: h.Epoch}}
+	case !h.Ready && c.Epoch == h.Epoch:
+		return []Action{ReportReady{Epoch: h.Epoch}}
+	case c.Epoch < h.Epoch && !h.Ready:
+		// A copy of an earlier epoch, from a time when this node owned the
+		// head before: what it holds was sent on long ago.
+		if o.InUse {
+			return []Action{Alarm{Reason: fmt.Sprintf("a copy of epoch %d is in use while epoch %d is to be made", c.Epoch, h.Epoch)}}
+		}
+		return []Action{DropHead{Pool: c.Pool, Epoch: c.Epoch}, MakeHead{Pool: h.Pool, Seed: h.Seed, Of: h.SeedVolume, Epoch: h.Epoch, Size: o.Volume.Size}, ReportReady{Epoch: h.Epoch}}
+	case c.Epoch < h.Epoch:
+		return []Action{Alarm{Reason: fmt.Sprintf("the pool holds epoch %d of the head, the record says epoch %d is here", c.Epoch, h.Epoch)}}
+	}
+	var out []Action
+	if h.From == o.Node && h.FromPool != h.Pool {
+		if old, ok := find(o, h.FromPool); ok {
+			if why, ok := fit(o, h.FromPool); !ok {
+				return []Action{why}
+			}
+			out = append(out, DropHead{Pool: old.Pool, Epoch: old.Epoch})
+		}
+		out = append(out, ReportSettled{Epoch: h.Epoch})
+	}
+	if h.Move != nil {
+		return append(out, Move(o.Move, *h.Move, h.Epoch)...)
+	}
+	if c.Released || o.Closed != "" {
+		// A move ended before its hand-over: the record, freshly read, says
+		// that this node still is the owner.
+		out = append(out, Unfence{Move: o.Closed})
+	}
+	if o.Stopped != "" {
+		out = append(out, RestartUsers{Move: o.Stopped})
+	}
+	if c.Sizes && c.Size != o.Volume.Size {
+		out = append(out, SetSize{Pool: c.Pool, Size: o.Volume.Size})
+	}
+	if c.Stale {
+		out = append(out, KeepNote{Pool: c.Pool, Epoch: h.Epoch})
+	}
+	if o.Arriving {
+		out = append(out, StartUsers{Epoch: h.Epoch})
+	}
+	return append(out, thin(o, h)...)
+}
+
+// former is the part of a node that does not own the head: it owned it
+// before, or will own it.
+func former(o Observed, h api.Head) []Action {
+	var out []Action
+	for _, c := range o.Copies {
+		if why, ok := fit(o, c.Pool); !ok {
+			return append(out, why)
+		}
+		switch {
+		case c.Epoch >= h.Epoch:
+			return append(out, Alarm{Reason: fmt.Sprintf("the pool remembers that %s owns epoch %d, the record says %s owns epoch %d; drover recover reconciles them", o.Node, c.Epoch, h.Node, h.Epoch)})
+		case o.InUse:
+			return append(out, Alarm{Reason: fmt.Sprintf("a copy of epoch %d is in use here, while %s owns epoch %d", c.Epoch, h.Node, h.Epoch)})
+		case h.From == o.Node && !h.Ready:
+			return append(out, Wait{For: h.Node + " to hold the head; until then the copy here stays"})
+		case h.From == o.Node || c.Released:
+			out = append(out, DropHead{Pool: c.Pool, Epoch: c.Epoch})
+		default:
+			// Somebody took the head over without this node's word: what was
+			// written here and not sent is kept until a person looks at it.
+			return append(out, Alarm{Reason: fmt.Sprintf("%s took the head over at epoch %d; this node's copy of epoch %d is kept and not mounted", h.Node, h.Epoch, c.Epoch)})
+		}
+	}
+	if h.From == o.Node && h.Ready {
+		out = append(out, ReportSettled{Epoch: h.Epoch})
+	}
+	if h.Move != nil && h.Move.To == o.Node {
+		return append(out, Wait{For: "the data from " + h.Node})
+	}
+	return append(out, thin(o, h)...)
+}
+
+// thin drops the snapshots that no transfer needs: what stays is the seed of
+// the current epoch and the last one shared with each peer.
+func thin(o Observed, h api.Head) []Action {
+	var out []Action
+	for _, s := range o.Snapshots {
+		if s.ID == h.Seed || o.Base[s.ID] || o.Needed[s.ID] || o.Pools[s.Pool] == api.PoolGone || o.Pools[s.Pool] == api.PoolReadOnly {
+			continue
+		}
+		out = append(out, DropSnapshot{Pool: s.Pool, ID: s.ID})
+	}
+	return out
+}
+
+// deleted is the part of any node once the volume is in its grace.
+func deleted(o Observed, h api.Head) []Action {
+	if h.Node != o.Node {
+		return former(o, h)
+	}
+	if o.Now.Before(o.Volume.Deleted.Purge) {
+		if c, here := find(o, h.Pool); here && c.Stale {
+			if _, ok := fit(o, h.Pool); ok {
+				return []Action{KeepNote{Pool: c.Pool, Epoch: h.Epoch}}
+			}
+		}
+		return []Action{Wait{For: "the end of the volume's grace", Retry: o.Volume.Deleted.Purge.Sub(o.Now)}}
+	}
+	if o.InUse {
+		return []Action{Alarm{Reason: "the volume's grace has ended, but it is in use; nothing is removed"}}
+	}
+	if why, ok := fit(o, h.Pool); !ok {
+		return []Action{why}
+	}
+	return []Action{PurgeVolume{Epoch: h.Epoch}}
+}
