@@ -7,6 +7,7 @@ import (
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/container"
+	"github.com/drover-data/drover/peer"
 	"github.com/drover-data/drover/plan"
 	"github.com/drover-data/drover/storage"
 )
@@ -198,7 +199,7 @@ func (h *head) arriving(rec api.Head) (bool, error) {
 	if rec.Node != h.a.cfg.Node || !rec.Ready || rec.Move != nil {
 		return false, nil
 	}
-	p, found, err := get[Preparation](h.a.index, bucketPrepared, h.id())
+	p, found, err := get[peer.Preparation](h.a.index, bucketPrepared, h.id())
 	if err != nil {
 		return false, err
 	}
@@ -218,7 +219,7 @@ func (h *head) arriving(rec api.Head) (bool, error) {
 // starts those that wait for it.
 func (h *head) startUsers(ctx context.Context) error {
 	v := h.volume()
-	p, found, err := get[Preparation](h.a.index, bucketPrepared, h.id())
+	p, found, err := get[peer.Preparation](h.a.index, bucketPrepared, h.id())
 	if err != nil {
 		return err
 	}

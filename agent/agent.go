@@ -7,7 +7,6 @@ package agent
 import (
 	"context"
 	"log/slog"
-	"net"
 	"path/filepath"
 	"sync"
 	"time"
@@ -18,6 +17,7 @@ import (
 	"github.com/drover-data/drover/container"
 	"github.com/drover-data/drover/events"
 	"github.com/drover-data/drover/ledger"
+	"github.com/drover-data/drover/peer"
 	"github.com/drover-data/drover/state"
 	"github.com/drover-data/drover/storage"
 	"github.com/drover-data/drover/transfer"
@@ -36,22 +36,6 @@ type Ledger interface {
 	Returned(ctx context.Context, id, branch, node string) (api.Volume, error)
 	Delete(ctx context.Context, id, by string) (api.Volume, error)
 	Forget(ctx context.Context, id, branch, node string, epoch uint64) error
-}
-
-// Peers are the other nodes' agents. Unavailable means that the node does not
-// answer; nothing is known of it then.
-type Peers interface {
-	// Pull asks a head's owner to send it here, if nobody uses it.
-	Pull(ctx context.Context, node string, r PullRequest) error
-	// Prepare asks a target whether it can take a head and its users, and
-	// leaves with it what it needs to make them.
-	Prepare(ctx context.Context, node string, p Preparation) error
-	// Status asks an owner how a head is.
-	Status(ctx context.Context, node, volume, branch string) (HeadStatus, error)
-	// Delete asks an owner to delete a volume that nobody uses.
-	Delete(ctx context.Context, node, volume, by string) error
-	// Dial opens a connection for a transfer session.
-	Dial(ctx context.Context, node string) (net.Conn, error)
 }
 
 // Users finds who uses a head: processes with an open file or a mount of it.
@@ -85,7 +69,7 @@ type Config struct {
 type Deps struct {
 	Store    *state.Store
 	Ledger   Ledger
-	Peers    Peers
+	Peers    peer.Agents
 	Engine   container.Engine
 	Users    Users
 	Portable transfer.Portable

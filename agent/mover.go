@@ -12,6 +12,7 @@ import (
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/container"
+	"github.com/drover-data/drover/peer"
 	"github.com/drover-data/drover/plan"
 	"github.com/drover-data/drover/storage"
 	"github.com/drover-data/drover/transfer"
@@ -217,7 +218,7 @@ func (m *mover) judge(err error) error {
 
 // check asks the target, with all that it needs to make the containers.
 func (m *mover) check(ctx context.Context, v api.Volume, rec api.Head, j journal) error {
-	p := Preparation{Move: rec.Move.ID, Volume: v, Branch: m.h.key.branch, Epoch: rec.Epoch, Pool: rec.Move.Pool, AllowLoss: rec.Move.Options.AllowLoss}
+	p := peer.Preparation{Move: rec.Move.ID, Volume: v, Branch: m.h.key.branch, Epoch: rec.Epoch, Pool: rec.Move.Pool, AllowLoss: rec.Move.Options.AllowLoss}
 	pool, err := m.h.a.pool(rec.Pool)
 	if err != nil {
 		return err

@@ -9,54 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/drover-data/drover/api"
-	"github.com/drover-data/drover/container"
-	"github.com/drover-data/drover/storage"
+	"github.com/drover-data/drover/peer"
 	"github.com/drover-data/drover/transfer"
 )
 
-// PullRequest asks an owner for a head that somebody wants to use elsewhere.
-type PullRequest struct {
-	Volume string `json:"volume"` // id
-	Branch string `json:"branch"`
-	To     string `json:"to"`
-	Pool   string `json:"pool"`
-	By     string `json:"by"`
-}
-
-// Preparation is what a target of a move is told beforehand.
-type Preparation struct {
-	Move       string           `json:"move"`
-	Volume     api.Volume       `json:"volume"`
-	Branch     string           `json:"branch"`
-	Epoch      uint64           `json:"epoch"` // the source's; the target's will be the next
-	Pool       string           `json:"pool"`
-	Bytes      int64            `json:"bytes"` // what is to come, about
-	Fidelity   storage.Fidelity `json:"fidelity"`
-	AllowLoss  bool             `json:"allowLoss"`
-	Containers []container.Spec `json:"containers,omitempty"` // to be made once the head is there
-}
-
-// HeadStatus is how a head is, as its owner sees it now.
-type HeadStatus struct {
-	Node      string            `json:"node"`
-	Pool      string            `json:"pool"`
-	Epoch     uint64            `json:"epoch"`
-	Here      bool              `json:"here" doc:"the pool shows the head"`
-	Mounted   bool              `json:"mounted"`
-	Path      string            `json:"path,omitempty" doc:"mount point on the node"`
-	Used      int64             `json:"used" doc:"bytes; -1 is unknown"`
-	Size      int64             `json:"size" doc:"limit in bytes; 0 is none"`
-	Sizes     string            `json:"sizes" doc:"hard or soft"`
-	Users     []string          `json:"users,omitempty" doc:"who uses it, in words"`
-	Nested    []string          `json:"nested,omitempty" doc:"paths inside that a snapshot would leave out"`
-	Waiting   string            `json:"waiting,omitempty" doc:"what is waited for"`
-	Alarm     string            `json:"alarm,omitempty" doc:"what is wrong"`
-	Snapshots int               `json:"snapshots"`
-	Move      *api.MoveProgress `json:"move,omitempty"`
-}
-
 // Pull begins to move a head to the asking node if nobody uses it here.
-func (a *Agent) Pull(ctx context.Context, r PullRequest) error {
+func (a *Agent) Pull(ctx context.Context, r peer.Pull) error {
 	h := a.head(r.Volume, r.Branch)
 	if h == nil {
 		return notHere(a.cfg.Node, r.Volume)
@@ -90,7 +48,7 @@ func notHere(node, volume string) error {
 }
 
 // Prepare says whether this node can take a head and its containers.
-func (a *Agent) Prepare(ctx context.Context, p Preparation) error {
+func (a *Agent) Prepare(ctx context.Context, p peer.Preparation) error {
 	op, object := "move volume", p.Volume.Name
 	pool, err := a.pool(p.Pool)
 	if err != nil {
@@ -121,13 +79,13 @@ func (a *Agent) Prepare(ctx context.Context, p Preparation) error {
 }
 
 // Status tells how a head of this node is.
-func (a *Agent) Status(ctx context.Context, volume, branch string) (HeadStatus, error) {
+func (a *Agent) Status(ctx context.Context, volume, branch string) (api.HeadStatus, error) {
 	h := a.head(volume, branch)
 	if h == nil {
-		return HeadStatus{}, notHere(a.cfg.Node, volume)
+		return api.HeadStatus{}, notHere(a.cfg.Node, volume)
 	}
 	rec := h.volume().Heads[branch]
-	s := HeadStatus{Node: a.cfg.Node, Pool: rec.Pool, Epoch: rec.Epoch, Used: -1}
+	s := api.HeadStatus{Node: a.cfg.Node, Pool: rec.Pool, Epoch: rec.Epoch, Used: -1}
 	h.mu.Lock()
 	s.Waiting, s.Alarm = h.waiting, h.alarm
 	h.mu.Unlock()

@@ -7,20 +7,12 @@ import (
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/ledger"
+	"github.com/drover-data/drover/peer"
 	"github.com/drover-data/drover/state"
 )
 
 // This file is what Docker's volume plugin asks of the agent. Names here are
 // references as a user writes them: pg, or pg@feature.
-
-// CreateVolume is a user's wish for a new volume on this node.
-type CreateVolume struct {
-	Name   string            `json:"name"`
-	Size   int64             `json:"size,omitempty" doc:"limit in bytes; 0 is none"`
-	Pool   string            `json:"pool,omitempty"`
-	From   string            `json:"from,omitempty" doc:"volume to begin as a copy of"`
-	Labels map[string]string `json:"labels,omitempty"`
-}
 
 // Known is a volume as the local index knows it.
 type Known struct {
@@ -31,7 +23,7 @@ type Known struct {
 }
 
 // Create makes a volume here. One of that name that fits is success.
-func (a *Agent) Create(ctx context.Context, c CreateVolume) error {
+func (a *Agent) Create(ctx context.Context, c api.CreateVolume) error {
 	ref, err := api.ParseRef(c.Name)
 	if err != nil {
 		return err
@@ -56,7 +48,7 @@ func (a *Agent) Create(ctx context.Context, c CreateVolume) error {
 }
 
 // NewVolume makes a volume here and waits until it is ready.
-func (a *Agent) NewVolume(ctx context.Context, c CreateVolume) (api.Volume, error) {
+func (a *Agent) NewVolume(ctx context.Context, c api.CreateVolume) (api.Volume, error) {
 	pool, err := a.choosePool(c.Pool)
 	if err != nil {
 		return api.Volume{}, err
@@ -427,7 +419,7 @@ func (a *Agent) pull(ctx context.Context, v api.Volume, branch string) error {
 	}
 	asking, cancel := context.WithTimeout(ctx, a.cfg.PeerWait)
 	defer cancel()
-	err = a.deps.Peers.Pull(asking, rec.Node, PullRequest{Volume: v.ID, Branch: branch, To: a.cfg.Node, Pool: pool, By: "mount on " + a.cfg.Node})
+	err = a.deps.Peers.Pull(asking, rec.Node, peer.Pull{Volume: v.ID, Branch: branch, To: a.cfg.Node, Pool: pool, By: "mount on " + a.cfg.Node})
 	if api.Is(err, api.Unavailable) || (err != nil && asking.Err() != nil && ctx.Err() == nil) {
 		return marked(&api.Error{Kind: api.Unknown, Op: "mount volume", Object: v.Name, Reason: "its owner " + rec.Node + " does not answer, so whether it is used there is unknown", Err: err, Next: "bring " + rec.Node + " back, or see drover volume recover --help"})
 	}

@@ -136,3 +136,22 @@ type MoveProgress struct {
 	Downtime  time.Duration `json:"downtime,omitempty" doc:"nanoseconds from the last user stopped to ready at the target"`
 	Err       *Error        `json:"error,omitempty"`
 }
+
+// HeadStatus is how a head is, as its owner sees it now.
+type HeadStatus struct {
+	Node      string        `json:"node"`
+	Pool      string        `json:"pool"`
+	Epoch     uint64        `json:"epoch"`
+	Here      bool          `json:"here" doc:"the pool shows the head"`
+	Mounted   bool          `json:"mounted"`
+	Path      string        `json:"path,omitempty" doc:"mount point on the node"`
+	Used      int64         `json:"used" doc:"bytes; -1 is unknown"`
+	Size      int64         `json:"size" doc:"limit in bytes; 0 is none"`
+	Sizes     string        `json:"sizes" doc:"hard or soft"`
+	Users     []string      `json:"users,omitempty" doc:"who uses it, in words"`
+	Nested    []string      `json:"nested,omitempty" doc:"paths inside that a snapshot would leave out"`
+	Waiting   string        `json:"waiting,omitempty" doc:"what is waited for"`
+	Alarm     string        `json:"alarm,omitempty" doc:"what is wrong"`
+	Snapshots int           `json:"snapshots"`
+	Move      *MoveProgress `json:"move,omitempty"`
+}

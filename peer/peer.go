@@ -1,0 +1,50 @@
+// Package peer is what the agents of two nodes ask of each other: the words
+// and the port, without the way they travel.
+package peer
+
+import (
+	"context"
+	"net"
+
+	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/container"
+	"github.com/drover-data/drover/storage"
+)
+
+// Agents are the other nodes' agents. Unavailable means that the node does not
+// answer; nothing is known of it then.
+type Agents interface {
+	// Pull asks a head's owner to send it here, if nobody uses it.
+	Pull(ctx context.Context, node string, r Pull) error
+	// Prepare asks a target whether it can take a head and its users, and
+	// leaves with it what it needs to make them.
+	Prepare(ctx context.Context, node string, p Preparation) error
+	// Status asks an owner how a head is.
+	Status(ctx context.Context, node, volume, branch string) (api.HeadStatus, error)
+	// Delete asks an owner to delete a volume that nobody uses.
+	Delete(ctx context.Context, node, volume, by string) error
+	// Dial opens a connection for a transfer session.
+	Dial(ctx context.Context, node string) (net.Conn, error)
+}
+
+// Pull asks an owner for a head that somebody wants to use elsewhere.
+type Pull struct {
+	Volume string `json:"volume"` // id
+	Branch string `json:"branch"`
+	To     string `json:"to"`
+	Pool   string `json:"pool"`
+	By     string `json:"by"`
+}
+
+// Preparation is what a target of a move is told beforehand.
+type Preparation struct {
+	Move       string           `json:"move"`
+	Volume     api.Volume       `json:"volume"`
+	Branch     string           `json:"branch"`
+	Epoch      uint64           `json:"epoch"` // the source's; the target's will be the next
+	Pool       string           `json:"pool"`
+	Bytes      int64            `json:"bytes"` // what is to come, about
+	Fidelity   storage.Fidelity `json:"fidelity"`
+	AllowLoss  bool             `json:"allowLoss"`
+	Containers []container.Spec `json:"containers,omitempty"` // to be made once the head is there
+}
