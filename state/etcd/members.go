@@ -1,0 +1,3 @@
+package etcd
+
+const maxLearners = 4
