@@ -1,0 +1,37 @@
+package main
+
+import (
+	"errors"
+
+	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/lab"
+)
+
+// exitCode translates an error once for scripts. The codes are stable:
+// 1 anything else, 2 wrong use, 3 not found, 4 exists or changed meanwhile,
+// 5 in use, 6 not known or not reachable now, 7 full or read-only,
+// 8 not allowed, 9 damaged; a command run in a lab host passes its own on.
+func exitCode(err error) int {
+	if exit, ok := errors.AsType[*lab.ExitError](err); ok {
+		return exit.Code
+	}
+	switch api.KindOf(err) {
+	case api.Invalid, api.Unsupported:
+		return 2
+	case api.NotFound:
+		return 3
+	case api.Exists, api.Conflict:
+		return 4
+	case api.InUse:
+		return 5
+	case api.Unknown, api.Unavailable:
+		return 6
+	case api.Exhausted, api.ReadOnly:
+		return 7
+	case api.Denied, api.Unauthenticated:
+		return 8
+	case api.Damaged:
+		return 9
+	}
+	return 1
+}
