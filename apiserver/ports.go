@@ -1,0 +1,44 @@
+package apiserver
+
+import (
+	"context"
+
+	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/ledger"
+	"github.com/drover-data/drover/peer"
+)
+
+// Agent is this node's agent.
+type Agent interface {
+	NewVolume(ctx context.Context, c api.CreateVolume) (api.Volume, error)
+	StartMove(ctx context.Context, volume string, r api.StartMove, by string) (api.MovePlan, error)
+	Move(id string) (api.MoveProgress, error)
+	Status(ctx context.Context, volume, branch string) (api.HeadStatus, error)
+	Delete(ctx context.Context, volume, by string) error
+	Resize(ctx context.Context, volume string, size int64) (api.Volume, error)
+	Pull(ctx context.Context, r peer.Pull) error
+	Prepare(ctx context.Context, p peer.Preparation) error
+	Pools() []api.Pool
+	AddPool(ctx context.Context, p api.AddPool) (api.Pool, error)
+	RemovePool(ctx context.Context, name string) error
+}
+
+// Ledger is where volumes' records are read and changed; on a node without
+// the right to do so it asks a control node.
+type Ledger interface {
+	Volume(ctx context.Context, ref string) (api.Volume, error)
+	Volumes(ctx context.Context, deleted bool) ([]api.Volume, error)
+	Create(ctx context.Context, c ledger.Create) (api.Volume, error)
+	RequestMove(ctx context.Context, id, branch string, m api.Move) (api.Volume, error)
+	CancelMove(ctx context.Context, id, branch, move string) (api.Volume, error)
+	Hand(ctx context.Context, id, branch string, o ledger.HandOver) (api.Volume, error)
+	Ready(ctx context.Context, id, branch, node string, epoch uint64) (api.Volume, error)
+	Settled(ctx context.Context, id, branch, node string, epoch uint64) (api.Volume, error)
+	Returned(ctx context.Context, id, branch, node string) (api.Volume, error)
+	Delete(ctx context.Context, id, by string) (api.Volume, error)
+	Restore(ctx context.Context, id, name string) (api.Volume, error)
+	Purge(ctx context.Context, id string) (api.Volume, error)
+	Resize(ctx context.Context, id string, size int64) (api.Volume, error)
+	Label(ctx context.Context, id string, set map[string]string, remove []string) (api.Volume, error)
+	Forget(ctx context.Context, id, branch, node string, epoch uint64) error
+}
