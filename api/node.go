@@ -19,11 +19,16 @@ type Node struct {
 	Joined  time.Time         `json:"joined"`
 	// Control nodes may change the whole state store: those that run a member
 	// of it, or, with an external one, those that were given that role.
-	Control  bool   `json:"control"`
-	Member   Member `json:"member" doc:"its part in the embedded state store"`
-	Draining bool   `json:"draining,omitempty" doc:"nothing new is placed here"`
-	Key      string `json:"key" doc:"SHA-256 of the public key of its certificate, hexadecimal"`
-	Version  int64  `json:"version"`
+	Control bool `json:"control"`
+	// Candidate nodes may be given a part in the embedded state store when it
+	// needs one more; with that they become control nodes.
+	Candidate bool   `json:"candidate"`
+	Member    Member `json:"member" doc:"its part in the embedded state store"`
+	StateURL  string `json:"stateURL,omitempty" doc:"where clients of the state store would reach its member"`
+	PeerURL   string `json:"peerURL,omitempty" doc:"where other members would reach its member"`
+	Draining  bool   `json:"draining,omitempty" doc:"nothing new is placed here"`
+	Key       string `json:"key" doc:"SHA-256 of the public key of its certificate, hexadecimal"`
+	Version   int64  `json:"version"`
 	// Status is the node's own word, as last heard.
 	Status NodeStatus `json:"status"`
 }

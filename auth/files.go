@@ -4,14 +4,17 @@ import (
 	"crypto"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"io/fs"
+	"math/big"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/google/renameio/v2"
 
@@ -21,9 +24,9 @@ import (
 // Files of an identity directory (DATA/identity). Key and certificate lie in
 // one file, so that one rename changes both.
 const (
-	IdentityFile = "node.pem"  // private key, certificate, CA's certificate
-	CAFile       = "ca.pem"    // whom this node trusts
-	CRLFile      = "revoked"   // revoked keys, DER; written by the state unit
+	IdentityFile = "node.pem" // private key, certificate, CA's certificate
+	CAFile       = "ca.pem"   // whom this node trusts
+	CRLFile      = "revoked"  // revoked keys, DER; written by the state unit
 )
 
 // Request is a new private key and the request for its certificate.
@@ -39,6 +42,10 @@ func NewRequest(name string) (*Request, error) {
 	if err != nil {
 		return nil, err
 	}
+	return requestOf(key, name)
+}
+
+func requestOf(key crypto.Signer, name string) (*Request, error) {
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{Subject: pkix.Name{CommonName: name}}, key)
 	if err != nil {
 		return nil, err
@@ -118,4 +125,41 @@ func WriteCRL(path string, keyHashes []string) error {
 		return ioError("write revocations", path, err)
 	}
 	return nil
+}
+
+// Key is the private key in PEM, for keeping a request that is under way.
+func (r *Request) Key() ([]byte, error) { return keyPEM(r.key) }
+
+// ParseRequest makes the same request again from what Key gave.
+func ParseRequest(keyData []byte, name string) (*Request, error) {
+	block, _ := pem.Decode(keyData)
+	if block == nil || block.Type != "PRIVATE KEY" {
+		return nil, damaged("private key", "it is not PEM")
+	}
+	k, err := x509.ParsePKCS8PrivateKey(block.Bytes)
+	if err != nil {
+		return nil, damaged("private key", err.Error())
+	}
+	signer, ok := k.(crypto.Signer)
+	if !ok {
+		return nil, damaged("private key", "it cannot sign")
+	}
+	return requestOf(signer, name)
+}
+
+// Temporary is a certificate that the key has signed itself, good for an
+// hour: it proves nothing but that its holder has the key.
+func (r *Request) Temporary() (tls.Certificate, error) {
+	t := &x509.Certificate{
+		SerialNumber: big.NewInt(1),
+		NotBefore:    time.Now().Add(-time.Hour),
+		NotAfter:     time.Now().Add(time.Hour),
+		KeyUsage:     x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, t, t, r.key.Public(), r.key)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: r.key}, nil
 }

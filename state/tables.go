@@ -12,7 +12,8 @@ const Root = "drover/v1/"
 
 // The tables. Who may write is kept by the store's own access rules: control
 // nodes everything, other nodes only Alive under their own name; every node
-// reads Cluster, Nodes, Alive, Names and its own part of Assigned.
+// reads Cluster, Nodes, Alive, Names, Revoked (it has to refuse those keys too)
+// and its own part of Assigned.
 var (
 	// TheCluster has one record, with the id "cluster".
 	TheCluster = Table[api.Cluster]{Root + "meta/", "cluster"}
@@ -34,6 +35,9 @@ var (
 	Users = Table[api.User]{Root + "users/", "user"}
 	// Revoked by the hash of a public key: certificates that end nowhere well.
 	Revoked = Table[Revocation]{Root + "revoked/", "revocation"}
+	// Issued by "node/name" or "user/name": the keys of all certificates that
+	// are not over yet, so that a removal revokes every one of them.
+	Issued = Table[[]IssuedKey]{Root + "issued/", "issued keys"}
 	// Secrets holds what control nodes share: the key of the cluster's CA.
 	Secrets = Table[[]byte]{Root + "secrets/", "secret"}
 )
@@ -53,4 +57,11 @@ type Revocation struct {
 	Name   string    `json:"name"`
 	At     time.Time `json:"at"`
 	Reason string    `json:"reason"`
+	Until  time.Time `json:"until"` // from then on the certificate is over anyway
+}
+
+// IssuedKey is the key of a certificate and when that ends.
+type IssuedKey struct {
+	Key   string    `json:"key"` // SHA-256 of the public key, hexadecimal
+	Until time.Time `json:"until"`
 }

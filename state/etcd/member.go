@@ -338,4 +338,3 @@ func (m *Member) followRevoked(ctx context.Context) {
 		}
 	}
 }
-
