@@ -60,10 +60,10 @@ func (b *Backend) claim(volume, id string) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	k := volume + "/" + id
-	if b.busy[k] {
+	if _, taken := b.busy[k]; taken {
 		return false
 	}
-	b.busy[k] = true
+	b.busy[k] = nil
 	return true
 }
 
@@ -107,6 +107,9 @@ func (b *Backend) beginIncoming(ctx context.Context, op string, spec storage.Rec
 		b.release(spec.Volume, spec.ID)
 		return nil, err
 	}
+	b.mu.Lock()
+	b.busy[spec.Volume+"/"+spec.ID] = in
+	b.mu.Unlock()
 	return in, nil
 }
 

@@ -65,7 +65,7 @@ type Backend struct {
 
 	mu   sync.Mutex
 	open *pool           // guarded by mu; nil until found
-	busy map[string]bool // guarded by mu: incoming things with an open handle, "volume/id"
+	busy map[string]*incoming // guarded by mu: by "volume/id"; nil while it is being opened
 	used map[uint64]measured
 }
 
@@ -102,7 +102,7 @@ func New(cfg Config) (*Backend, error) {
 	if cfg.Source == "" {
 		cfg.Source = cfg.Dir
 	}
-	return &Backend{cfg: cfg, busy: map[string]bool{}, used: map[uint64]measured{}}, nil
+	return &Backend{cfg: cfg, busy: map[string]*incoming{}, used: map[uint64]measured{}}, nil
 }
 
 // Init makes an empty directory of a mounted btrfs a pool. For a pool it does
@@ -217,8 +217,18 @@ func (b *Backend) inspect(root int) (*pool, error) {
 	return p, nil
 }
 
-// Close lets go of the pool.
+// Close lets go of the pool, and of arrivals whose handles nobody closed; these
+// must not be in use any more.
 func (b *Backend) Close() error {
+	b.mu.Lock()
+	left := b.busy
+	b.busy = map[string]*incoming{}
+	b.mu.Unlock()
+	for _, in := range left {
+		if in != nil {
+			in.letGo()
+		}
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.open != nil {
