@@ -42,6 +42,7 @@ type incoming struct {
 	meta   incomingMeta
 	mark   int64 // number in the name of the youngest mark, 0 for none
 	closed bool
+	also   func() // what else to let go of, nil for nothing
 }
 
 func incomingPath(volume, id string) string { return "incoming/" + volume + "/" + id }
@@ -300,6 +301,9 @@ func (in *incoming) letGo() {
 		return
 	}
 	in.closed = true
+	if in.also != nil {
+		in.also()
+	}
 	if in.tree >= 0 {
 		unix.Close(in.tree)
 	}

@@ -64,7 +64,7 @@ type Backend struct {
 	locks keyed
 
 	mu   sync.Mutex
-	open *pool           // guarded by mu; nil until found
+	open *pool                // guarded by mu; nil until found
 	busy map[string]*incoming // guarded by mu: by "volume/id"; nil while it is being opened
 	used map[uint64]measured
 }

@@ -39,9 +39,10 @@ func (b *Backend) Receive(ctx context.Context, spec storage.ReceiveSpec, format 
 	}
 	r := &receive{in: in, version: in.meta.Version, applied: in.mark}
 	r.a.reset(in.tree)
+	in.also = r.a.close
 	if in.tree >= 0 {
 		if err := r.openBase(); err != nil {
-			r.letGo()
+			in.letGo()
 			return nil, b.fail(op, object, err)
 		}
 	}
@@ -271,17 +272,11 @@ func (r *receive) Commit(ctx context.Context) (storage.Snapshot, error) {
 
 // Abort implements storage.Receive.
 func (r *receive) Abort(ctx context.Context) error {
-	r.a.close()
 	return r.in.b.fail("abort receive", r.in.object(), r.in.abort(ctx))
 }
 
 // Close implements storage.Receive.
 func (r *receive) Close() error {
-	r.letGo()
-	return nil
-}
-
-func (r *receive) letGo() {
-	r.a.close()
 	r.in.letGo()
+	return nil
 }
