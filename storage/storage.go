@@ -36,7 +36,7 @@
 //   - Cancelling a context leaves the pool as a crash would.
 //
 // Everything beyond Backend is optional, found by type assertion: NativeStreams,
-// Sizer, Sealer, Watermark. Portable streams work on every backend by way
+// Estimator, Sizer, Sealer. Portable streams work on every backend by way
 // of directories (package tree), so none needs a capability for them.
 package storage
 
@@ -165,13 +165,15 @@ type Backend interface {
 	Snapshot(ctx context.Context, key HeadKey, id string, note []byte) (Snapshot, error)
 	// Snapshots lists a volume's, oldest first; volume "" lists all.
 	Snapshots(ctx context.Context, volume string) ([]Snapshot, error)
-	// DestroySnapshot removes one; gone already is success.
+	// DestroySnapshot removes one; gone already is success. It also drops what
+	// had arrived of one that is not complete and that nobody is filling now.
 	DestroySnapshot(ctx context.Context, volume, id string) error
 
 	// Stage makes a writable tree that becomes the snapshot spec.ID on
 	// Commit: how portable streams arrive. With a Base it begins as a copy of
 	// that snapshot. Calling it again with the same spec after an interruption
-	// gives the same tree as far as it had come.
+	// gives the same tree as far as it had come. Exists when the snapshot is
+	// there already, InUse while another handle fills it.
 	Stage(ctx context.Context, spec ReceiveSpec) (Stage, error)
 
 	// Close lets go of the pool; heads that are mounted stay mounted.
@@ -185,6 +187,8 @@ type Content struct {
 	// Strange lists things in the pool's own place that the backend did not
 	// make. They are reported, never touched.
 	Strange []string
+	// Partial lists what had begun to arrive and can go on.
+	Partial []ReceiveSpec
 }
 
 // Identity is how the kernel names a head.
@@ -241,8 +245,17 @@ type NativeStreams interface {
 	// stream, byte for byte, each time for the same spec.
 	Send(ctx context.Context, spec SendSpec) (io.ReadCloser, error)
 	// Receive begins or goes on with receiving. The base is looked up by ID
-	// and must have the lineage the stream names, otherwise Conflict.
+	// and must have the lineage the stream names, otherwise Conflict, from
+	// Write at the latest. Exists when the snapshot is there already, InUse while
+	// another handle receives it. With another Base than before it begins anew.
 	Receive(ctx context.Context, spec ReceiveSpec, format string) (Receive, error)
+}
+
+// Estimator is the capability to tell beforehand how much a stream would be.
+type Estimator interface {
+	// Estimate gives about the number of bytes Send would give for spec, from
+	// Offset 0, without reading the data.
+	Estimate(ctx context.Context, spec SendSpec) (int64, error)
 }
 
 // SendSpec says what is to be sent.

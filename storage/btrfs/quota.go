@@ -1,0 +1,217 @@
+package btrfs
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Sizes. With simple quotas the kernel charges every extent to the subvolume
+// that wrote it until it is freed, and to nobody else. So for a head
+//
+//   - what it shares with the snapshot it began as costs nothing until it is
+//     written anew, and
+//   - what it wrote, and then replaced, still counts while a snapshot keeps it.
+//
+// A plain limit of Size would therefore refuse writes to a database that is
+// far below it, as soon as a snapshot was taken. The limit that is set is Size
+// plus what the head owned when its youngest snapshot was taken (an upper
+// bound of what snapshots keep), and falls back to Size when they are gone.
+// That never refuses a write below Size and always refuses one above
+// Size + kept + inherited. docs/storage.md tells the user so.
+
+type quotaMode int
+
+const (
+	quotaOff quotaMode = iota
+	quotaSimple
+	quotaFull // the user's own full qgroups: left alone
+)
+
+func sysfs(p *pool, elem ...string) string {
+	return filepath.Join(append([]string{"/sys/fs/btrfs", p.fsid}, elem...)...)
+}
+
+func findQuota(p *pool, enable bool) quotaMode {
+	read := func() quotaMode {
+		on, err := os.ReadFile(sysfs(p, "qgroups", "enabled"))
+		if err != nil || string(bytes.TrimSpace(on)) != "1" {
+			return quotaOff
+		}
+		mode, err := os.ReadFile(sysfs(p, "qgroups", "mode"))
+		if err == nil && string(bytes.TrimSpace(mode)) == "squota" {
+			return quotaSimple
+		}
+		return quotaFull
+	}
+	mode := read()
+	if mode != quotaOff || !enable {
+		return mode
+	}
+	// The kernel must announce simple quotas: an older one would take the
+	// command's number for something else or refuse it.
+	if _, err := os.Stat("/sys/fs/btrfs/features/simple_quota"); err != nil {
+		return quotaOff
+	}
+	if err := enableSimpleQuota(p.root); err != nil {
+		return quotaOff
+	}
+	return read()
+}
+
+func (p *pool) hard() bool { return p.quota == quotaSimple }
+
+// owned is what the subvolume has written and not freed, -1 unknown.
+func (p *pool) owned(id uint64) int64 {
+	if !p.hard() {
+		return -1
+	}
+	return p.qgroupValue(id, "referenced")
+}
+
+// limit is the limit in force, 0 when there is none.
+func (p *pool) limit(id uint64) int64 {
+	if flags := p.qgroupValue(id, "limit_flags"); flags < 0 || flags&qgroupLimitMaxRfer == 0 {
+		return 0
+	}
+	return max(0, p.qgroupValue(id, "max_referenced"))
+}
+
+func (p *pool) qgroupValue(id uint64, name string) int64 {
+	data, err := os.ReadFile(sysfs(p, "qgroups", fmt.Sprintf("0_%d", id), name))
+	if err != nil {
+		return -1
+	}
+	n, err := strconv.ParseInt(strings.TrimSpace(string(data)), 10, 64)
+	if err != nil { // more than an int64: no limit
+		return -1
+	}
+	return n
+}
+
+// raiseLimit follows a new snapshot: all that the head owns may be kept by it.
+func (p *pool) raiseLimit(id uint64, size int64) error {
+	if !p.hard() || size == 0 {
+		return nil
+	}
+	return limitQgroup(p.root, id, size+max(0, p.owned(id)))
+}
+
+// settleLimit lowers the limit towards size as far as is known to be right.
+func (b *Backend) settleLimit(p *pool, id uint64, size int64, kept bool) error {
+	if !p.hard() {
+		return nil
+	}
+	now := p.limit(id)
+	if size == 0 {
+		if now == 0 {
+			return nil
+		}
+		return limitQgroup(p.root, id, 0)
+	}
+	want := size
+	if !kept {
+		// Space of destroyed snapshots is given back later.
+		n, err := dropping(p.root)
+		kept = err == nil && n > 0
+	}
+	if kept {
+		want = size + max(0, p.owned(id))
+		if now != 0 {
+			want = max(size, min(now, want))
+		}
+	}
+	if want == now {
+		return nil
+	}
+	return limitQgroup(p.root, id, want)
+}
+
+// withRoom runs f, which writes a few KiB of Drover's own into a head, and
+// when the head's user has used up the limit, lifts that for the moment.
+func (p *pool) withRoom(id uint64, f func() error) error {
+	err := f()
+	if !errors.Is(err, unix.EDQUOT) {
+		return err
+	}
+	now := p.limit(id)
+	if now == 0 {
+		return err
+	}
+	if e := limitQgroup(p.root, id, max(now, p.owned(id))+4<<20); e != nil {
+		return err
+	}
+	err = f()
+	if e := limitQgroup(p.root, id, now); err == nil {
+		err = e
+	}
+	return err
+}
+
+// measured is a head's size as walked, valid while its generation is the same.
+type measured struct {
+	generation uint64
+	bytes      int64
+}
+
+// measure sums up the blocks of a tree's files, each inode once.
+func measure(dir string) (int64, error) {
+	var sum int64
+	seen := map[uint64]bool{}
+	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil {
+			if os.IsNotExist(err) { // the head is in use
+				return nil
+			}
+			return err
+		}
+		info, err := e.Info()
+		if err != nil {
+			return nil //nolint:nilerr // removed meanwhile
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); ok {
+			if st.Nlink > 1 && !e.IsDir() {
+				if seen[st.Ino] {
+					return nil
+				}
+				seen[st.Ino] = true
+			}
+			sum += st.Blocks * 512
+		}
+		return nil
+	})
+	return sum, err
+}
+
+// usedBytes is what Head.Used shows: with quotas what the head owns, without
+// them what it refers to. Walking happens only when asked for and needed.
+func (b *Backend) usedBytes(p *pool, info *subvolInfo, dir string, walk bool) int64 {
+	if n := p.owned(info.TreeID); n >= 0 {
+		return n
+	}
+	b.mu.Lock()
+	m, ok := b.used[info.TreeID]
+	b.mu.Unlock()
+	if ok && m.generation == info.Generation || !walk {
+		if ok {
+			return m.bytes
+		}
+		return -1
+	}
+	n, err := measure(dir)
+	if err != nil {
+		return -1
+	}
+	b.mu.Lock()
+	b.used[info.TreeID] = measured{info.Generation, n}
+	b.mu.Unlock()
+	return n
+}
