@@ -67,6 +67,9 @@ func labExecCommand() *cobra.Command {
 				return err
 			}
 			c := lab.Cmd{Args: args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}
+			if len(c.Args) > 0 && c.Args[0] == "--" {
+				c.Args = c.Args[1:]
+			}
 			if len(c.Args) == 0 {
 				c.Args = []string{"bash"}
 			}
