@@ -34,6 +34,7 @@ type Ledger interface {
 	Ready(ctx context.Context, id, branch, node string, epoch uint64) (api.Volume, error)
 	Settled(ctx context.Context, id, branch, node string, epoch uint64) (api.Volume, error)
 	Returned(ctx context.Context, id, branch, node string) (api.Volume, error)
+	Resize(ctx context.Context, id string, size int64) (api.Volume, error)
 	Delete(ctx context.Context, id, by string) (api.Volume, error)
 	Forget(ctx context.Context, id, branch, node string, epoch uint64) error
 }
@@ -73,10 +74,13 @@ type Deps struct {
 	Engine   container.Engine
 	Users    Users
 	Portable transfer.Portable
-	Events   *events.Log
-	Log      *slog.Logger
-	Now      func() time.Time
-	NewID    func() string
+	// Open opens the backend of a pool, making what it lies on when make is
+	// set and it is not there. It has been recovered when it is returned.
+	Open   func(ctx context.Context, p api.AddPool, make bool) (storage.Backend, error)
+	Events *events.Log
+	Log    *slog.Logger
+	Now    func() time.Time
+	NewID  func() string
 }
 
 // Agent is one node's agent.
@@ -108,7 +112,7 @@ type moves struct {
 
 type headKey struct{ volume, branch string }
 
-// New opens the agent's durable index. Pools are added before Run.
+// New opens the agent's durable index. Pools of earlier starts are opened by Run.
 func New(cfg Config, deps Deps) (*Agent, error) {
 	if cfg.MountWait == 0 {
 		cfg.MountWait = 4 * time.Second
@@ -138,6 +142,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer a.index.close()
 	group, ctx := errgroup.WithContext(ctx)
 	a.group, a.ctx = group, ctx
+	if err := a.openPools(ctx); err != nil {
+		return err
+	}
 	if err := a.load(); err != nil {
 		return err
 	}

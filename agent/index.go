@@ -22,6 +22,7 @@ var (
 	bucketJournal  = []byte("journal")  // volume@branch -> journal of a move at its source
 	bucketPrepared = []byte("prepared") // volume@branch -> Preparation at a move's target
 	bucketBases    = []byte("bases")    // volume@branch/peer -> id of the last snapshot both hold
+	bucketPools    = []byte("pools")    // pool name -> api.AddPool
 	bucketWaiting  = []byte("waiting")  // volume@branch -> since when a container waits for the head
 )
 
@@ -38,7 +39,7 @@ func openIndex(path string) (*index, error) {
 		return nil, &api.Error{Kind: api.Unavailable, Op: "open the agent's index", Object: path, Err: err, Next: next}
 	}
 	err = db.Update(func(tx *bbolt.Tx) error {
-		for _, name := range [][]byte{bucketVolumes, bucketNames, bucketJournal, bucketPrepared, bucketBases, bucketWaiting} {
+		for _, name := range [][]byte{bucketVolumes, bucketNames, bucketJournal, bucketPrepared, bucketBases, bucketWaiting, bucketPools} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}

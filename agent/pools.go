@@ -19,20 +19,78 @@ type pool struct {
 	info storage.Info // guarded by mu
 }
 
-// AddPool takes a pool whose backend has been recovered.
-func (a *Agent) AddPool(ctx context.Context, name string, b storage.Backend) error {
-	if err := api.CheckPoolName(name); err != nil {
+// AddPool opens a pool, made if need be, and keeps it for later starts.
+func (a *Agent) AddPool(ctx context.Context, c api.AddPool) (api.Pool, error) {
+	if err := api.CheckPoolName(c.Name); err != nil {
+		return api.Pool{}, err
+	}
+	c.Node = ""
+	if _, err := a.pool(c.Name); err == nil {
+		return api.Pool{}, &api.Error{Kind: api.Exists, Op: "add pool", Object: c.Name, Reason: "this node has a pool of that name"}
+	}
+	b, err := a.deps.Open(ctx, c, true)
+	if err != nil {
+		return api.Pool{}, err
+	}
+	if err := put(a.index, bucketPools, c.Name, c); err != nil {
+		b.Close()
+		return api.Pool{}, err
+	}
+	return a.usePool(ctx, c.Name, b), nil
+}
+
+func (a *Agent) usePool(ctx context.Context, name string, b storage.Backend) api.Pool {
+	p := &pool{name: name, backend: b}
+	info := p.look(ctx)
+	a.mu.Lock()
+	a.pools[name] = p
+	a.mu.Unlock()
+	a.kickAll()
+	return describe(a.cfg.Node, name, info)
+}
+
+// openPools opens the pools of earlier starts. One that cannot be opened is
+// tried again until it can, and is said to be gone meanwhile.
+func (a *Agent) openPools(ctx context.Context) error {
+	var list []api.AddPool
+	if err := each(a.index, bucketPools, func(_ string, c api.AddPool) { list = append(list, c) }); err != nil {
 		return err
 	}
-	p := &pool{name: name, backend: b}
-	p.look(ctx)
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if _, there := a.pools[name]; there {
-		return &api.Error{Kind: api.Exists, Op: "add pool", Object: name, Reason: "this node has a pool of that name"}
+	for _, c := range list {
+		b, err := a.deps.Open(ctx, c, false)
+		if err == nil {
+			a.usePool(ctx, c.Name, b)
+			continue
+		}
+		a.usePool(ctx, c.Name, &storage.Absent{Kind: c.Kind, Source: c.Source, Cause: err})
+		a.deps.Events.Add(api.Event{Type: "pool.gone", Level: "error", Object: c.Name, Message: "pool " + c.Name + " cannot be opened: " + err.Error()})
+		a.group.Go(func() error { a.reopen(ctx, c); return nil })
 	}
-	a.pools[name] = p
 	return nil
+}
+
+func (a *Agent) reopen(ctx context.Context, c api.AddPool) {
+	ticker := time.NewTicker(poolEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		p, err := a.pool(c.Name)
+		if err != nil {
+			return // it was removed meanwhile
+		}
+		b, err := a.deps.Open(ctx, c, false)
+		if err != nil {
+			p.look(ctx)
+			continue
+		}
+		a.usePool(ctx, c.Name, b)
+		a.deps.Events.Add(api.Event{Type: "pool.ready", Object: c.Name, Message: "pool " + c.Name + " is there again"})
+		return
+	}
 }
 
 // RemovePool lets go of a pool; its data stays.
@@ -50,6 +108,9 @@ func (a *Agent) RemovePool(ctx context.Context, name string) error {
 	}
 	delete(a.pools, name)
 	a.mu.Unlock()
+	if err := remove(a.index, bucketPools, name); err != nil {
+		return err
+	}
 	return p.backend.Close()
 }
 

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"slices"
 
 	"github.com/drover-data/drover/api"
@@ -129,4 +130,28 @@ func (h *head) preview(ctx context.Context, v api.Volume, rec api.Head, wish api
 		out.Actions = append(out.Actions, action.String())
 	}
 	return out, nil
+}
+
+// Resize sets a volume's wished size, after seeing that it would fit; the
+// pool is told by the plan.
+func (a *Agent) Resize(ctx context.Context, volume string, size int64) (api.Volume, error) {
+	h := a.head(volume, api.MainBranch)
+	if h == nil {
+		return api.Volume{}, notHere(a.cfg.Node, volume)
+	}
+	v := h.volume()
+	rec := v.Heads[h.key.branch]
+	p, err := a.pool(rec.Pool)
+	if err != nil {
+		return v, err
+	}
+	hd, err := p.backend.Head(ctx, h.storageKey())
+	if err != nil {
+		return v, err
+	}
+	if size != 0 && hd.Used > size {
+		return v, &api.Error{Kind: api.Exhausted, Op: "resize volume", Object: v.Name, Reason: fmt.Sprintf("its data takes %d bytes", hd.Used), Next: "remove data, or choose a larger size"}
+	}
+	after, err := a.deps.Ledger.Resize(ctx, volume, size)
+	return after, h.took(after, err)
 }

@@ -22,14 +22,17 @@ var httpStatus = map[api.Kind]int{
 
 // statusError is an error as huma writes it: the api.Error with its status.
 type statusError struct {
-	api.Error
+	cause  *api.Error
 	status int
 }
+
+func (e *statusError) Error() string { return e.cause.Error() }
+func (e *statusError) Unwrap() error { return e.cause }
 
 func (e *statusError) GetStatus() int { return e.status }
 
 // MarshalJSON writes the error with its causes, which are for people.
-func (e *statusError) MarshalJSON() ([]byte, error) { return json.Marshal(flatten(&e.Error)) }
+func (e *statusError) MarshalJSON() ([]byte, error) { return json.Marshal(flatten(e.cause)) }
 
 // flatten puts the text of the cause into the reason: causes do not travel.
 func flatten(e *api.Error) api.Error {
@@ -53,7 +56,7 @@ func statusOf(err error) huma.StatusError {
 	if !ok {
 		status = http.StatusInternalServerError
 	}
-	return &statusError{*e, status}
+	return &statusError{e, status}
 }
 
 func writeError(w http.ResponseWriter, err error) {

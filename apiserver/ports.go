@@ -4,8 +4,11 @@ import (
 	"context"
 
 	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/auth"
+	"github.com/drover-data/drover/cluster"
 	"github.com/drover-data/drover/ledger"
 	"github.com/drover-data/drover/peer"
+	"github.com/drover-data/drover/state"
 )
 
 // Agent is this node's agent.
@@ -41,4 +44,21 @@ type Ledger interface {
 	Resize(ctx context.Context, id string, size int64) (api.Volume, error)
 	Label(ctx context.Context, id string, set map[string]string, remove []string) (api.Volume, error)
 	Forget(ctx context.Context, id, branch, node string, epoch uint64) error
+}
+
+// Cluster is nodes, tokens and users: what control nodes do for the cluster.
+type Cluster interface {
+	Join(ctx context.Context, r cluster.JoinRequest) (cluster.JoinAnswer, error)
+	Renew(ctx context.Context, caller auth.Identity, csr []byte) ([]byte, error)
+	MemberStart(ctx context.Context, caller auth.Identity) (cluster.MemberStart, error)
+	Nodes(ctx context.Context) ([]api.Node, error)
+	ChangeNode(ctx context.Context, name string, c cluster.NodeChange) (api.Node, error)
+	RemoveNode(ctx context.Context, name string, force bool) error
+	CreateToken(ctx context.Context, by string, o cluster.TokenOptions) (string, state.Token, error)
+	Tokens(ctx context.Context) ([]state.Token, error)
+	RevokeToken(ctx context.Context, id string) error
+	AddUser(ctx context.Context, name string, role api.Role, csr []byte) (api.User, []byte, error)
+	Users(ctx context.Context) ([]api.User, error)
+	RemoveUser(ctx context.Context, name string) error
+	Describe(ctx context.Context) (api.Cluster, error)
 }

@@ -443,3 +443,12 @@ func (s *Service) Nodes(ctx context.Context) ([]api.Node, error) {
 	})
 	return nodes, err
 }
+
+// Describe gives the cluster's own record.
+func (s *Service) Describe(ctx context.Context) (c api.Cluster, err error) {
+	err = s.Store.View(ctx, func(tx *state.Tx) error {
+		c, _, err = state.TheCluster.Get(tx, "cluster")
+		return err
+	})
+	return c, err
+}

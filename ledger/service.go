@@ -3,6 +3,7 @@ package ledger
 import (
 	"context"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/drover-data/drover/api"
@@ -31,6 +32,20 @@ func (s *Service) Volume(ctx context.Context, ref string) (api.Volume, error) {
 		return err
 	})
 	return v, err
+}
+
+// Volumes lists all volumes that are not deleted, or all that are, by name.
+func (s *Service) Volumes(ctx context.Context, deleted bool) ([]api.Volume, error) {
+	var list []api.Volume
+	_, err := state.Volumes.All(ctx, s.Store, "", func(_ string, v api.Volume, version int64) error {
+		if (v.Deleted != nil) == deleted {
+			v.Version = version
+			list = append(list, v)
+		}
+		return nil
+	})
+	slices.SortFunc(list, func(a, b api.Volume) int { return strings.Compare(a.Name, b.Name) })
+	return list, err
 }
 
 func (s *Service) lookup(ctx context.Context, tx *state.Tx, ref string) (string, error) {

@@ -8,6 +8,7 @@ import (
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/container"
+	"github.com/drover-data/drover/ledger"
 	"github.com/drover-data/drover/storage"
 )
 
@@ -47,4 +48,29 @@ type Preparation struct {
 	Fidelity   storage.Fidelity `json:"fidelity"`
 	AllowLoss  bool             `json:"allowLoss"`
 	Containers []container.Spec `json:"containers,omitempty"` // to be made once the head is there
+}
+
+// LedgerCall asks a control node for a change of a record.
+type LedgerCall struct {
+	Op       string          `json:"op"`
+	ID       string          `json:"id,omitempty"`
+	Branch   string          `json:"branch,omitempty"`
+	Epoch    uint64          `json:"epoch,omitempty"`
+	Size     int64           `json:"size,omitempty"`
+	By       string          `json:"by,omitempty"`
+	Create   ledger.Create   `json:"create"`
+	Move     api.Move        `json:"move"`
+	HandOver ledger.HandOver `json:"handOver"`
+}
+
+// Delete asks an owner to delete a volume.
+type Delete struct {
+	Volume string `json:"volume"`
+	By     string `json:"by"`
+}
+
+// Renewal asks for a certificate, and is the answer.
+type Renewal struct {
+	CSR   []byte `json:"csr,omitempty"`
+	Chain []byte `json:"chain,omitempty"`
 }
