@@ -25,7 +25,8 @@ func (s *Server) listEvents(ctx context.Context, in *struct {
 	if in.Node != "" && in.Node != s.cfg.Node {
 		var list []api.Event
 		path := fmt.Sprintf("/v1/events?after=%s&wait=%d", escape(in.After), in.Wait)
-		return list, s.call(ctx, in.Node, http.MethodGet, path, nil, &list)
+		err := s.call(ctx, in.Node, http.MethodGet, path, nil, &list)
+		return list, err
 	}
 	deadline := time.After(time.Duration(in.Wait) * time.Second)
 	for {

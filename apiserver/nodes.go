@@ -65,7 +65,8 @@ func (s *Server) volumesAnywhere(ctx context.Context) ([]api.Volume, error) {
 		return s.cfg.Ledger.Volumes(ctx, false)
 	}
 	var list []api.Volume
-	return list, s.call(ctx, "", http.MethodGet, "/v1/volumes", nil, &list)
+	err := s.call(ctx, "", http.MethodGet, "/v1/volumes", nil, &list)
+	return list, err
 }
 
 type joinIn struct{ Body cluster.JoinRequest }
@@ -186,7 +187,8 @@ func (in addPoolIn) object() string { return in.Body.Name }
 func (s *Server) addPool(ctx context.Context, in *addPoolIn) (api.Pool, error) {
 	if node := in.Body.Node; node != "" && node != s.cfg.Node {
 		var p api.Pool
-		return p, s.call(ctx, node, http.MethodPost, "/v1/pools", in.Body, &p)
+		err := s.call(ctx, node, http.MethodPost, "/v1/pools", in.Body, &p)
+		return p, err
 	}
 	return s.cfg.Agent.AddPool(ctx, in.Body)
 }

@@ -54,7 +54,8 @@ func (in createIn) object() string { return in.Body.Name }
 func (s *Server) createVolume(ctx context.Context, in *createIn) (api.Volume, error) {
 	if node := in.Body.Node; node != "" && node != s.cfg.Node {
 		var v api.Volume
-		return v, s.call(ctx, node, http.MethodPost, "/v1/volumes", in.Body, &v)
+		err := s.call(ctx, node, http.MethodPost, "/v1/volumes", in.Body, &v)
+		return v, err
 	}
 	in.Body.Node = ""
 	return s.cfg.Agent.NewVolume(ctx, in.Body)
@@ -102,7 +103,8 @@ func (s *Server) headStatus(ctx context.Context, node, volume, branch string) (a
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	var status api.HeadStatus
-	return status, s.call(ctx, node, http.MethodGet, "/v1/peer/heads/"+volume+"?branch="+escape(branch), nil, &status)
+	err := s.call(ctx, node, http.MethodGet, "/v1/peer/heads/"+volume+"?branch="+escape(branch), nil, &status)
+	return status, err
 }
 
 func (s *Server) deleteVolume(ctx context.Context, in *volumeRef) (none, error) {
@@ -193,7 +195,8 @@ func (s *Server) resizeVolume(ctx context.Context, in *resizeIn) (api.Volume, er
 		return v, err
 	}
 	if node := owner(v); node != s.cfg.Node {
-		return v, s.call(ctx, node, http.MethodPost, "/v1/volumes/"+v.ID+"/resize", in.Body, &v)
+		err := s.call(ctx, node, http.MethodPost, "/v1/volumes/"+v.ID+"/resize", in.Body, &v)
+		return v, err
 	}
 	return s.cfg.Agent.Resize(ctx, v.ID, in.Body.Size)
 }
@@ -243,7 +246,8 @@ func (s *Server) showMove(ctx context.Context, in *struct {
 ) (api.MoveProgress, error) {
 	if in.Node != "" && in.Node != s.cfg.Node {
 		var p api.MoveProgress
-		return p, s.call(ctx, in.Node, http.MethodGet, "/v1/moves/"+in.ID, nil, &p)
+		err := s.call(ctx, in.Node, http.MethodGet, "/v1/moves/"+in.ID, nil, &p)
+		return p, err
 	}
 	return s.cfg.Agent.Move(in.ID)
 }

@@ -179,3 +179,10 @@ func Bootstrap(ctx context.Context, c Config, store *state.Store) error {
 
 func issuedNode(name string) string { return "node/" + name }
 func issuedUser(name string) string { return "user/" + name }
+
+// IsFirst reports whether this node was made by Init and its cluster has no
+// state store yet: its member is the first one.
+func IsFirst(c Config) bool {
+	_, err := os.Stat(filepath.Join(c.IdentityDir(), bootstrapFile))
+	return err == nil
+}

@@ -452,3 +452,18 @@ func (s *Service) Describe(ctx context.Context) (c api.Cluster, err error) {
 	})
 	return c, err
 }
+
+// NoteSilence keeps in a node's record that its lease has ended, and when.
+func (s *Service) NoteSilence(ctx context.Context, name string) error {
+	return s.Store.Update(ctx, func(tx *state.Tx) error {
+		node, _, err := state.Nodes.Get(tx, name)
+		if api.Is(err, api.NotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		node.Status = api.NodeStatus{Seen: s.now().UTC()}
+		return state.Nodes.Put(tx, name, node)
+	})
+}

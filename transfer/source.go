@@ -207,7 +207,14 @@ func (s *Source) open(ctx context.Context, offer Offer, a Answer) (io.ReadCloser
 	if want == nil || (base == nil && a.Route.Base != "") {
 		return nil, &api.Error{Kind: api.NotFound, Op: "send snapshot", Object: offer.Snapshot, Reason: "it, or its base, was removed meanwhile"}
 	}
+	if s.Portable == nil {
+		return nil, noPortable()
+	}
 	return s.Portable.Send(ctx, *want, base, a.Offset)
+}
+
+func noPortable() error {
+	return &api.Error{Kind: api.Unsupported, Op: "transfer snapshot", Reason: "the two pools share no native stream, and this node was built without the portable one"}
 }
 
 // pump sends the stream while it reads acknowledgements.

@@ -229,6 +229,9 @@ func (t *Target) openReceive(ctx context.Context, backend storage.Backend, info 
 		}
 		return native.Receive(ctx, spec, route.Format)
 	}
+	if t.Portable == nil {
+		return nil, noPortable()
+	}
 	stage, err := backend.Stage(ctx, spec)
 	if err != nil {
 		return nil, err
