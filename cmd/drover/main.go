@@ -42,7 +42,10 @@ func rootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(labCommand())
+	root.AddCommand(
+		initCommand(), joinCommand(), statusCommand(), volumeCommand(), poolCommand(), nodeCommand(), userCommand(), eventsCommand(),
+		labCommand(), agentCommand(), stateCommand(), unitsCommand(),
+	)
 	return root
 }
 

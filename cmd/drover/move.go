@@ -1,0 +1,171 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"github.com/drover-data/drover/api"
+)
+
+func volumeMove(t *talk) *cobra.Command {
+	var in api.StartMove
+	var bandwidth, hook string
+	var refuse, leave, cancel, noWait bool
+	c := &cobra.Command{
+		Use:   "move NAME NODE",
+		Short: "Move a volume, with the containers that use it, to another node",
+		Long: `Move a volume to another node while its containers run: snapshots are sent
+round after round, then the containers are stopped, the last difference is sent,
+the owner changes, and the containers start on the other node.`,
+		Args:              cobra.RangeArgs(1, 2),
+		ValidArgsFunction: completeVolumes(t),
+		RunE: func(c *cobra.Command, args []string) (err error) {
+			if cancel {
+				return t.do(c.Context(), http.MethodDelete, volumePath(args[0], "/move?branch=", url.QueryEscape(in.Branch)), nil, nil)
+			}
+			if len(args) < 2 {
+				return &api.Error{Kind: api.Invalid, Op: "move volume", Object: args[0], Reason: "no node is given", Next: "drover volume move " + args[0] + " NODE; drover node ls lists them"}
+			}
+			in.To = args[1]
+			if in.Options.Bandwidth, err = parseSize(bandwidth); err != nil {
+				return err
+			}
+			if hook != "" {
+				in.Options.Hook = []string{"sh", "-c", hook}
+			}
+			in.Options.Users = api.UsersMove
+			if refuse {
+				in.Options.Users = api.UsersRefuse
+			}
+			if leave {
+				in.Options.Users = api.UsersStop
+			}
+			var plan api.MovePlan
+			if err := t.do(c.Context(), http.MethodPost, volumePath(args[0], "/move"), in, &plan); err != nil {
+				return err
+			}
+			if in.DryRun {
+				return t.print(c.OutOrStdout(), plan, func(w *tabwriter.Writer) { planRows(w, plan) })
+			}
+			if noWait {
+				return t.print(c.OutOrStdout(), plan, func(w *tabwriter.Writer) { row(w, plan.Move) })
+			}
+			p, err := t.followMove(c.Context(), c.ErrOrStderr(), plan)
+			if err != nil {
+				return err
+			}
+			return t.print(c.OutOrStdout(), p, func(w *tabwriter.Writer) {
+				fmt.Fprintf(w, "%s is on %s: %s in %d rounds, away for %d ms\n", p.Volume, p.To, sizeText(p.Sent), p.Round, p.Downtime.Milliseconds())
+			})
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&in.Pool, "pool", "", "pool on the node (default: its default pool)")
+	f.StringVar(&in.Branch, "branch", "", "branch (default: the current one)")
+	f.StringVar(&bandwidth, "bandwidth", "", "limit for the live rounds, in bytes a second, as in 50M")
+	f.StringVar(&hook, "hook", "", "shell command to run in each container before it is stopped, such as a CHECKPOINT")
+	f.DurationVar(&in.Options.HookTimeout, "hook-timeout", 0, "how long the hook may take (default 30s)")
+	f.DurationVar(&in.Options.StopTimeout, "stop-timeout", 0, "how long a container may take to stop (default: its own setting)")
+	f.BoolVar(&in.Options.AllowLoss, "allow-loss", false, "allow a pool that cannot keep everything; what it cannot is stored beside the data")
+	f.BoolVar(&refuse, "refuse-users", false, "fail when a container uses the volume")
+	f.BoolVar(&leave, "stop-users", false, "stop the containers and do not start them on the other node")
+	f.BoolVar(&in.DryRun, "dry-run", false, "only show what would be done")
+	f.BoolVar(&cancel, "cancel", false, "cancel the move that is on its way")
+	f.BoolVar(&noWait, "no-wait", false, "return once the move has begun")
+	return c
+}
+
+func planRows(w io.Writer, p api.MovePlan) {
+	row(w, "from", p.From)
+	row(w, "to", fmt.Sprintf("%s, pool %s", p.To, p.Pool))
+	size := sizeText(p.Bytes)
+	if p.Base != "" {
+		size = "what changed since snapshot " + p.Base
+	}
+	row(w, "data", fmt.Sprintf("%s, as %s", size, p.Format))
+	for _, u := range p.Users {
+		row(w, "container", u)
+	}
+	for i, a := range p.Actions {
+		row(w, i+1, a)
+	}
+}
+
+func progressLine(p api.MoveProgress) string {
+	s := fmt.Sprintf("%s, round %d, %s sent", p.Phase, p.Round, sizeText(p.Sent+p.RoundSent))
+	if p.RoundSize > 0 {
+		s += fmt.Sprintf(" (%d %%)", min(100, 100*p.RoundSent/p.RoundSize))
+	}
+	if p.Rate > 0 && p.Phase == api.MoveCopying {
+		s += fmt.Sprintf(", %s/s", sizeText(int64(p.Rate)))
+	}
+	if p.Remaining > 0 {
+		s += fmt.Sprintf(", about %s left", p.Remaining.Round(time.Second))
+	}
+	if p.Waiting != "" {
+		s += ", waits for " + p.Waiting
+	}
+	return s
+}
+
+// followMove shows a move until it has ended: one line that changes on a
+// terminal, a line for each phase elsewhere.
+func (t *talk) followMove(ctx context.Context, w io.Writer, plan api.MovePlan) (api.MoveProgress, error) {
+	terminal := false
+	if f, ok := w.(*os.File); ok {
+		terminal = term.IsTerminal(int(f.Fd()))
+	}
+	last := ""
+	path := "/v1/moves/" + url.PathEscape(plan.Move) + "?node=" + url.QueryEscape(plan.From)
+	for {
+		var p api.MoveProgress
+		err := t.do(ctx, http.MethodGet, path, nil, &p)
+		switch {
+		case ctx.Err() != nil:
+			return p, &api.Error{Kind: api.Canceled, Op: "follow move", Object: plan.Move, Reason: "the move goes on", Next: "drover volume inspect shows it, drover volume move --cancel ends it"}
+		case api.Is(err, api.Unavailable):
+			p.Phase, p.Waiting = "unknown", err.Error()
+		case err != nil && !api.Is(err, api.NotFound):
+			return p, err
+		}
+		line := progressLine(p)
+		switch {
+		case terminal:
+			fmt.Fprintf(w, "\r\x1b[K%s", line)
+		case last != string(p.Phase)+p.Waiting && p.Phase != "":
+			fmt.Fprintln(w, line)
+		}
+		last = string(p.Phase) + p.Waiting
+		if p.Phase == api.MoveDone || p.Phase == api.MoveFailed {
+			if terminal {
+				fmt.Fprint(w, "\r\x1b[K")
+			}
+			if p.Err != nil {
+				return p, p.Err
+			}
+			return p, nil
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(150 * time.Millisecond):
+		}
+	}
+}
+
+// joinWords is a list for a table's cell.
+func joinWords(list []string) string {
+	if len(list) == 0 {
+		return "-"
+	}
+	return strings.Join(list, ", ")
+}

@@ -1,0 +1,146 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/url"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/drover-data/drover/api"
+)
+
+func statusCommand() *cobra.Command {
+	var t talk
+	c := &cobra.Command{
+		Use: "status", Short: "The cluster at a glance", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			var s api.ClusterStatus
+			if err := t.do(c.Context(), http.MethodGet, "/v1/status", nil, &s); err != nil {
+				return err
+			}
+			err := t.print(c.OutOrStdout(), s, func(w *tabwriter.Writer) {
+				row(w, "cluster", fmt.Sprintf("%s (%.12s)", s.Cluster.Name, s.Cluster.ID))
+				row(w, "answered by", fmt.Sprintf("%s, version %s", s.Node, s.Version))
+				row(w, "state store", s.State)
+				row(w, "volumes", fmt.Sprintf("%d, %d moving", s.Volumes, s.Moving))
+				if err := w.Flush(); err != nil {
+					return
+				}
+				nodeRows(w, s.Nodes)
+			})
+			if err == nil && s.State != "healthy" {
+				err = &api.Error{Kind: api.Unavailable, Op: "ask the state store", Reason: "it does not answer; what runs keeps running", Next: "drover doctor looks for the cause"}
+			}
+			return err
+		},
+	}
+	t.flags(c)
+	return c
+}
+
+func poolCommand() *cobra.Command {
+	var t talk
+	c := &cobra.Command{Use: "pool", Short: "Pools: where nodes keep data"}
+	t.flags(c)
+	var in api.AddPool
+	var size string
+	add := &cobra.Command{
+		Use: "add NAME", Aliases: []string{"create"}, Short: "Give a node a pool", Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) (err error) {
+			in.Name = args[0]
+			if in.Size, err = parseSize(size); err != nil {
+				return err
+			}
+			var p api.Pool
+			if err := t.do(c.Context(), http.MethodPost, "/v1/pools", in, &p); err != nil {
+				return err
+			}
+			return t.print(c.OutOrStdout(), p, func(w *tabwriter.Writer) { poolRows(w, []api.Pool{p}) })
+		},
+	}
+	f := add.Flags()
+	f.StringVar(&in.Kind, "kind", "btrfs", "btrfs, zfs or dir")
+	f.StringVar(&in.Source, "source", "", "directory on a mounted btrfs, ZFS data set, or directory (default: a btrfs on a file)")
+	f.StringVar(&in.Node, "node", "", "node (default: this one)")
+	f.StringVar(&size, "size", "", "size of the file that is made when no source is given; it grows")
+	var node string
+	rm := &cobra.Command{
+		Use: "rm NAME", Short: "Let go of a pool; its data stays where it is", Args: cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			return t.do(c.Context(), http.MethodDelete, "/v1/pools/"+url.PathEscape(args[0])+"?node="+url.QueryEscape(node), nil, nil)
+		},
+	}
+	rm.Flags().StringVar(&node, "node", "", "node (default: this one)")
+	c.AddCommand(add, rm, &cobra.Command{
+		Use: "ls", Aliases: []string{"list"}, Short: "List the pools of all nodes", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			list := []api.Pool{}
+			if err := t.do(c.Context(), http.MethodGet, "/v1/pools", nil, &list); err != nil {
+				return err
+			}
+			return t.print(c.OutOrStdout(), list, func(w *tabwriter.Writer) { poolRows(w, list) })
+		},
+	})
+	return c
+}
+
+func poolRows(w *tabwriter.Writer, list []api.Pool) {
+	row(w, "NODE", "NAME", "KIND", "STATE", "USED", "FREE", "SIZES", "SNAPSHOTS", "SOURCE")
+	for _, p := range list {
+		state := string(p.State)
+		if p.Reason != "" {
+			state += ": " + p.Reason
+		}
+		row(w, p.Node, p.Name, p.Kind, state, sizeText(p.Used), sizeText(p.Free), p.Sizes, p.Snapshot, p.Source)
+	}
+}
+
+func eventsCommand() *cobra.Command {
+	var t talk
+	var node string
+	var follow bool
+	c := &cobra.Command{
+		Use: "events", Short: "What happened on a node, and with --follow what happens", Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			after := ""
+			for {
+				wait := 0
+				if follow && after != "" {
+					wait = 30
+				}
+				list := []api.Event{}
+				path := fmt.Sprintf("/v1/events?after=%s&wait=%d&node=%s", url.QueryEscape(after), wait, url.QueryEscape(node))
+				if err := t.do(c.Context(), http.MethodGet, path, nil, &list); err != nil {
+					if c.Context().Err() != nil {
+						return nil
+					}
+					return err
+				}
+				for _, e := range list {
+					after = e.ID
+					if err := t.printEvent(c, e); err != nil {
+						return err
+					}
+				}
+				if !follow {
+					return nil
+				}
+			}
+		},
+	}
+	t.flags(c)
+	c.Flags().StringVar(&node, "node", "", "node (default: this one)")
+	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on showing what happens")
+	return c
+}
+
+func (t *talk) printEvent(c *cobra.Command, e api.Event) error {
+	if t.output == "table" {
+		_, err := fmt.Fprintf(c.OutOrStdout(), "%s  %-7s  %-8s  %s\n", e.Time.Local().Format("2006-01-02 15:04:05"), e.Level, e.Node, e.Message)
+		return err
+	}
+	return json.NewEncoder(c.OutOrStdout()).Encode(e)
+}
