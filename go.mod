@@ -7,3 +7,5 @@ require (
 	github.com/moby/sys/mountinfo v0.7.3
 	golang.org/x/sys v0.49.0
 )
+
+require pgregory.net/rapid v1.3.0 // indirect

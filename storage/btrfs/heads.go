@@ -215,6 +215,11 @@ func (b *Backend) Head(ctx context.Context, key storage.HeadKey) (storage.Head, 
 	}
 	defer unlock()
 	h, err := b.head(p, op, key, true)
+	if err == nil && h.Size > 0 {
+		if err := b.settleVolume(p, key.Volume); err != nil && !errors.Is(err, unix.EROFS) {
+			return h, b.fail(op, key.String(), err)
+		}
+	}
 	return h, b.fail(op, key.String(), err)
 }
 

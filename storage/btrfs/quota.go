@@ -118,10 +118,11 @@ func (b *Backend) settleLimit(p *pool, id uint64, size int64, kept bool) error {
 		return limitQgroup(p.root, id, 0)
 	}
 	want := size
-	if !kept {
-		// Space of destroyed snapshots is given back later.
+	if !kept && now > size {
+		// The space of destroyed snapshots is given back later, and still counts
+		// until then.
 		n, err := dropping(p.root)
-		kept = err == nil && n > 0
+		kept = err == nil && n > 0 || p.owned(id) > size
 	}
 	if kept {
 		want = size + max(0, p.owned(id))
