@@ -419,7 +419,7 @@ func (b *Backend) Resize(ctx context.Context, key storage.HeadKey, size int64) e
 	if err := b.updateHead(p, fd, func(m *headMeta) { m.Size = size }); err != nil {
 		return b.fail(op, key.String(), err)
 	}
-	if p.hard() && size > 0 && p.limit(info.TreeID) == 0 && kept {
+	if p.counts() && size > 0 && p.limit(info.TreeID) == 0 && kept {
 		return b.fail(op, key.String(), p.raiseLimit(info.TreeID, size))
 	}
 	// The amount on top stays when the size changes; it can only be too large.

@@ -244,7 +244,7 @@ func (b *Backend) DestroySnapshot(ctx context.Context, volume, id string) error 
 // is done when somebody looks, not when a snapshot goes: its space is given
 // back by the kernel's cleaner some time after.
 func (b *Backend) settleVolume(p *pool, volume string) error {
-	if !p.hard() {
+	if !p.counts() {
 		return nil
 	}
 	names, err := readNames(p.root, "heads/"+volume)
