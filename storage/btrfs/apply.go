@@ -200,6 +200,9 @@ func (a *applier) write(c *sendstream.Command, path []byte) error {
 	if err != nil {
 		return err
 	}
+	if a.base >= 0 && len(data) >= 4096 && allZero(data) {
+		return punch(w, int64(off), int64(len(data)))
+	}
 	for len(data) > 0 {
 		n, err := unix.Pwrite(w, data, int64(off))
 		if err == unix.EINTR {
@@ -211,6 +214,22 @@ func (a *applier) write(c *sendstream.Command, path []byte) error {
 		data, off = data[n:], off+uint64(n)
 	}
 	return nil
+}
+
+func allZero(b []byte) bool { return b[0] == 0 && bytes.Equal(b[1:], b[:len(b)-1]) }
+
+// punch makes a hole where an incremental stream writes zeros: that is how the
+// kernel sends a hole that was made in an old file, often together with the
+// holes around it, so that the copy would take the whole file's size.
+func punch(w int, off, n int64) error {
+	if err := unix.Fallocate(w, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n); err != nil {
+		return err
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(w, &st); err != nil || st.Size >= off+n {
+		return err
+	}
+	return unix.Ftruncate(w, off+n)
 }
 
 func (a *applier) clone(c *sendstream.Command, path []byte) error {

@@ -215,6 +215,11 @@ func (b *Backend) Head(ctx context.Context, key storage.HeadKey) (storage.Head, 
 	}
 	defer unlock()
 	h, err := b.head(p, op, key, true)
+	if err == nil && h.Size > 0 {
+		if err := b.settleVolume(p, key.Volume); err != nil && !errors.Is(err, unix.EROFS) {
+			return h, b.fail(op, key.String(), err)
+		}
+	}
 	return h, b.fail(op, key.String(), err)
 }
 
@@ -414,7 +419,7 @@ func (b *Backend) Resize(ctx context.Context, key storage.HeadKey, size int64) e
 	if err := b.updateHead(p, fd, func(m *headMeta) { m.Size = size }); err != nil {
 		return b.fail(op, key.String(), err)
 	}
-	if p.hard() && size > 0 && p.limit(info.TreeID) == 0 && kept {
+	if p.counts() && size > 0 && p.limit(info.TreeID) == 0 && kept {
 		return b.fail(op, key.String(), p.raiseLimit(info.TreeID, size))
 	}
 	// The amount on top stays when the size changes; it can only be too large.

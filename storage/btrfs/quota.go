@@ -21,12 +21,20 @@ import (
 //     written anew, and
 //   - what it wrote, and then replaced, still counts while a snapshot keeps it.
 //
-// A plain limit of Size would therefore refuse writes to a database that is
-// far below it, as soon as a snapshot was taken. The limit that is set is Size
-// plus what the head owned when its youngest snapshot was taken (an upper
-// bound of what snapshots keep), and falls back to Size when they are gone.
-// That never refuses a write below Size and always refuses one above
-// Size + kept + inherited. docs/storage.md tells the user so.
+// And an extent that was overwritten in part counts whole until its last block
+// is: rewriting 30 MiB in place inside a limit of 40 MiB is refused by the
+// kernel, seen on 6.18. A limit of Size would therefore refuse writes to a
+// database that is far below it. What is set is a guard against runaway
+// writers: twice Size, plus what the head owned when its youngest snapshot was
+// taken (an upper bound of what snapshots keep). Below it, sizes are measured
+// and reported, so Info says that they are not hard. docs/storage.md tells the
+// user so.
+
+// guard is the limit that is set for a head of a size, without snapshots.
+func guard(size int64) int64 {
+	const times = 2
+	return size * times
+}
 
 type quotaMode int
 
@@ -67,11 +75,12 @@ func findQuota(p *pool, enable bool) quotaMode {
 	return read()
 }
 
-func (p *pool) hard() bool { return p.quota == quotaSimple }
+// counts reports whether the kernel counts, so that guards can be set.
+func (p *pool) counts() bool { return p.quota == quotaSimple }
 
 // owned is what the subvolume has written and not freed, -1 unknown.
 func (p *pool) owned(id uint64) int64 {
-	if !p.hard() {
+	if !p.counts() {
 		return -1
 	}
 	return p.qgroupValue(id, "referenced")
@@ -99,15 +108,15 @@ func (p *pool) qgroupValue(id uint64, name string) int64 {
 
 // raiseLimit follows a new snapshot: all that the head owns may be kept by it.
 func (p *pool) raiseLimit(id uint64, size int64) error {
-	if !p.hard() || size == 0 {
+	if !p.counts() || size == 0 {
 		return nil
 	}
-	return limitQgroup(p.root, id, size+max(0, p.owned(id)))
+	return limitQgroup(p.root, id, guard(size)+max(0, p.owned(id)))
 }
 
 // settleLimit lowers the limit towards size as far as is known to be right.
 func (b *Backend) settleLimit(p *pool, id uint64, size int64, kept bool) error {
-	if !p.hard() {
+	if !p.counts() {
 		return nil
 	}
 	now := p.limit(id)
@@ -117,11 +126,13 @@ func (b *Backend) settleLimit(p *pool, id uint64, size int64, kept bool) error {
 		}
 		return limitQgroup(p.root, id, 0)
 	}
+	size = guard(size)
 	want := size
-	if !kept {
-		// Space of destroyed snapshots is given back later.
+	if !kept && now > size {
+		// The space of destroyed snapshots is given back later, and still counts
+		// until then.
 		n, err := dropping(p.root)
-		kept = err == nil && n > 0
+		kept = err == nil && n > 0 || p.owned(id) > size
 	}
 	if kept {
 		want = size + max(0, p.owned(id))

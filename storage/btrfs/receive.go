@@ -125,7 +125,10 @@ func (r *receive) step(b []byte) error {
 	if err := r.take(b); err != nil {
 		return err
 	}
-	r.applied += int64(len(b))
+	// A mark never lies behind the end command: whoever goes on must see it.
+	if !r.ended {
+		r.applied += int64(len(b))
+	}
 	return nil
 }
 

@@ -237,15 +237,14 @@ func (b *Backend) DestroySnapshot(ctx context.Context, volume, id string) error 
 	if errors.Is(err, unix.EPERM) {
 		return &api.Error{Kind: api.InUse, Op: op, Object: object, Reason: "it is just being sent", Next: "try again when that has ended", Err: err}
 	}
-	if err != nil {
-		return b.fail(op, object, err)
-	}
-	return b.fail(op, object, b.settleVolume(p, volume))
+	return b.fail(op, object, err)
 }
 
-// settleVolume lowers the limits of a volume's heads as far as they may be.
+// settleVolume lowers the limits of a volume's heads as far as they may be. That
+// is done when somebody looks, not when a snapshot goes: its space is given
+// back by the kernel's cleaner some time after.
 func (b *Backend) settleVolume(p *pool, volume string) error {
-	if !p.hard() {
+	if !p.counts() {
 		return nil
 	}
 	names, err := readNames(p.root, "heads/"+volume)

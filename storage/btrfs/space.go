@@ -146,7 +146,7 @@ func (b *Backend) Info(ctx context.Context) (storage.Info, error) {
 		if s, err = p.measureSpace(); err == nil {
 			v := Judge(s)
 			info.State, info.Reason, info.Used, info.Free = v.State, v.Reason, v.Used, v.Free
-			info.Capacity, info.HardSizes = s.Capacity, p.hard()
+			info.Capacity = s.Capacity
 			return info, nil
 		}
 	}
@@ -161,7 +161,7 @@ func (b *Backend) QuotaNote() string {
 	case err != nil:
 		return ""
 	case p.quota == quotaSimple:
-		return "hard, by simple quotas"
+		return "soft, with a guard at twice the size, by simple quotas"
 	case p.quota == quotaFull:
 		return "soft: full quota groups are switched on by somebody else and left alone"
 	case b.cfg.SoftSizes:

@@ -161,8 +161,7 @@ func (s suite) independence(t *testing.T) {
 	e := s.new(t)
 	h := e.head("v", "")
 	e.write(h, small)
-	s1 := e.snap(h, "s1")
-	_ = s1
+	e.snap(h, "s1")
 	k := storage.HeadKey{Volume: "v", Branch: "b"}
 	b, err := e.CreateHead(e.ctx, storage.HeadSpec{Key: k, From: "s1"})
 	e.ok(err, "CreateHead")
@@ -292,9 +291,6 @@ func (s suite) sizer(t *testing.T) {
 	if len(c.Heads) != 1 || c.Heads[0].Size != 0 {
 		t.Errorf("after a restart: %+v", c.Heads)
 	}
-	// A size below the content of its origin must not stop rewriting it.
-	s1 := e.snap(c.Heads[0], "s1")
-	_ = s1
 }
 
 // flush makes delayed writes fail now if they are to fail.

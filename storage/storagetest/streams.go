@@ -256,6 +256,14 @@ func (e *env) cutAndResume(id, base string, data []byte, source *env) *env {
 	}
 	_, err := r.Write(rest)
 	e.ok(err, "Write of the rest")
+	// Once more behind the last byte: the end must still be known.
+	at, err = r.Checkpoint(e.ctx)
+	e.ok(err, "Checkpoint at the end")
+	e.ok(r.Close(), "Close")
+	e, _ = e.again()
+	r = e.receive("v", id, base)
+	_, err = r.Write(data[at:])
+	e.ok(err, "Write of what is behind the last mark")
 	_, err = r.Commit(e.ctx)
 	e.ok(err, "Commit")
 	e.ok(r.Close(), "Close")
