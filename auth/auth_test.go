@@ -333,16 +333,19 @@ func TestRunRenews(t *testing.T) {
 			}, nil, func(err error) { reports = append(reports, err) })
 		}()
 		time.Sleep(59 * 24 * time.Hour)
+		synctest.Wait()
 		if calls != 0 {
 			t.Fatalf("%d renewals before two thirds", calls)
 		}
 		time.Sleep(2 * 24 * time.Hour)
+		synctest.Wait()
 		if calls < 10 || calls > 100 {
 			t.Fatalf("%d attempts in a day", calls)
 		}
 		failing = false
 		old := k.Identity().KeyHash
 		time.Sleep(24 * time.Hour)
+		synctest.Wait()
 		if k.Identity().KeyHash == old || reports[len(reports)-1] != nil {
 			t.Fatal("not renewed")
 		}
