@@ -71,8 +71,8 @@ func ParseCA(secret []byte) (*CA, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !cert.IsCA {
-		return nil, damaged("the cluster's CA", "it is not a CA")
+	if !cert.IsCA || cert.CheckSignatureFrom(cert) != nil {
+		return nil, damaged("the cluster's CA", "it is not a CA that signed itself")
 	}
 	return &CA{cert: cert, key: key}, nil
 }

@@ -108,13 +108,14 @@ func WriteCRL(path string, keyHashes []string) error {
 	if err != nil {
 		return err
 	}
-	list := &x509.RevocationList{Number: serialOf(sha256.Sum256(nil))}
+	anyTime := time.Unix(1, 0) // the format wants one; nobody reads it
+	list := &x509.RevocationList{Number: big.NewInt(1), ThisUpdate: anyTime, NextUpdate: anyTime.Add(time.Second)}
 	for _, h := range keyHashes {
 		sum, err := hex.DecodeString(h)
 		if err != nil || len(sum) != sha256.Size {
 			return damaged("revocation", "it does not name a key: "+h)
 		}
-		list.RevokedCertificateEntries = append(list.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: serialOf([sha256.Size]byte(sum))})
+		list.RevokedCertificateEntries = append(list.RevokedCertificateEntries, x509.RevocationListEntry{SerialNumber: serialOf([sha256.Size]byte(sum)), RevocationTime: anyTime})
 	}
 	issuer := &x509.Certificate{Subject: pkix.Name{CommonName: "drover revocations"}, KeyUsage: x509.KeyUsageCRLSign, SubjectKeyId: []byte{1}}
 	der, err := x509.CreateRevocationList(rand.Reader, list, issuer, key)

@@ -2,16 +2,13 @@ package etcd_test
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
 	"github.com/drover-data/drover/auth"
-	"github.com/drover-data/drover/state"
 	"github.com/drover-data/drover/state/etcd"
 	"github.com/drover-data/drover/state/statetest"
 )
@@ -147,15 +144,3 @@ func TestConformance(t *testing.T) {
 		}
 	})
 }
-
-func names(n int) (out []string) {
-	for i := range n {
-		out = append(out, fmt.Sprintf("n%d", i+1))
-	}
-	return out
-}
-
-var (
-	_ = os.Getenv
-	_ = state.Root
-)

@@ -3,6 +3,7 @@ package etcd
 import (
 	"context"
 	"errors"
+	"strings"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -76,7 +77,10 @@ func (w *watcher) take(ctx context.Context, resp clientv3.WatchResponse) (done, 
 	}
 	if err := resp.Err(); err != nil {
 		translated := w.kv.translate(ctx, "watch state", w.prefix, err)
-		if denied(err) || api.Is(translated, api.Denied) {
+		if denied(err) {
+			translated = w.kv.translate(ctx, "watch state", w.prefix, rpctypes.ErrPermissionDenied)
+		}
+		if api.Is(translated, api.Denied) {
 			w.give(ctx, state.Batch{Err: translated})
 			return true, false
 		}
@@ -103,9 +107,11 @@ func (w *watcher) take(ctx context.Context, resp clientv3.WatchResponse) (done, 
 	return false, false
 }
 
-// denied looks through the form in which a refused watch arrives.
+// denied looks through the form in which a refused watch arrives: the client
+// wraps the text of the cancel reason, and of the gRPC error in it, in a plain
+// error.
 func denied(err error) bool {
-	return errors.Is(err, rpctypes.ErrPermissionDenied) || errors.Is(rpctypes.Error(err), rpctypes.ErrPermissionDenied)
+	return errors.Is(err, rpctypes.ErrPermissionDenied) || strings.Contains(err.Error(), rpctypes.ErrorDesc(rpctypes.ErrGRPCPermissionDenied))
 }
 
 func (w *watcher) give(ctx context.Context, b state.Batch) bool {
