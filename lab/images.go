@@ -98,9 +98,13 @@ func PostgresImage(ctx context.Context, cacheDir string, progress io.Writer) (st
 				args = append(args, "--dpkgopt=path-exclude="+p)
 			}
 			args = append(args,
-				`--customize-hook=rm -rf "$1"/var/lib/postgresql/15 "$1"/etc/postgresql "$1"/var/lib/apt "$1"/var/cache/apt "$1"/usr/lib/x86_64-linux-gnu/perl "$1"/usr/share/perl "$1"/var/log/*; mkdir -p "$1"/run/postgresql; chroot "$1" chown postgres:postgres /run/postgresql`,
+				`--customize-hook=rm -rf "$1"/var/lib/postgresql/15 "$1"/etc/postgresql "$1"/var/lib/apt "$1"/var/cache/apt "$1"/usr/lib/x86_64-linux-gnu/perl "$1"/usr/share/perl "$1"/var/log/*`,
 				"bookworm", root, "-")
-			return command(ctx, aptSources(), "mmdebstrap", args...)
+			if err := command(ctx, aptSources(), "mmdebstrap", args...); err != nil {
+				return err
+			}
+			sockets := filepath.Join(root, "run/postgresql") // mmdebstrap leaves /run empty
+			return errors.Join(os.MkdirAll(sockets, 0o755), os.Chmod(sockets, 0o777|os.ModeSticky))
 		},
 	})
 }
@@ -123,7 +127,7 @@ func aptSources() []byte {
 }
 
 // BusyboxImage is a tiny image with a static busybox, named BusyboxImageName,
-// for quick tests.
+// for quick tests. It resolves no names: the static C library cannot.
 func BusyboxImage(ctx context.Context, cacheDir string, progress io.Writer) (string, error) {
 	return cachedImage(ctx, cacheDir, progress, recipe{
 		name: BusyboxImageName, packages: []string{"busybox-static"},
@@ -133,15 +137,6 @@ func BusyboxImage(ctx context.Context, cacheDir string, progress io.Writer) (str
 				if err := os.MkdirAll(filepath.Join(root, dir), 0o755); err != nil {
 					return err
 				}
-			}
-			// A static program still loads the C library's name services.
-			libs := []string{"--parents", "--dereference"}
-			for _, pattern := range []string{"/lib*/ld-linux*", "/lib/*-linux-gnu*/libc.so.6", "/lib/*-linux-gnu*/libresolv.so.2", "/lib/*-linux-gnu*/libnss_[fd]*.so.2"} {
-				found, _ := filepath.Glob(pattern)
-				libs = append(libs, found...)
-			}
-			if err := command(ctx, nil, "cp", append(libs, root)...); err != nil {
-				return err
 			}
 			if err := command(ctx, nil, "cp", "/bin/busybox", filepath.Join(root, "bin/busybox")); err != nil {
 				return err
@@ -177,7 +172,7 @@ func cachedImage(ctx context.Context, cacheDir string, progress io.Writer, r rec
 	if err := os.MkdirAll(cacheDir, 0o755); err != nil {
 		return "", err
 	}
-	id := sha256.Sum256(fmt.Appendf(nil, "5 %q %q %q %q", r.name, r.script, r.config, pruned))
+	id := sha256.Sum256(fmt.Appendf(nil, "3 %q %q %q %q", r.name, r.script, r.config, pruned))
 	path = filepath.Join(cacheDir, strings.NewReplacer("/", "-", ":", "-").Replace(r.name)+"-"+hex.EncodeToString(id[:6])+".tar")
 	if _, err := os.Stat(path); err == nil {
 		return path, nil

@@ -87,7 +87,7 @@ func containerNetwork(t *testing.T, l *Lab) {
 	ctx, ok := t.Context(), must(t)
 	a, b := l.Hosts()[0], l.Hosts()[1]
 	ok(a.Docker(ctx, "run", "-d", "--name", "web", "-p", "8080:80", BusyboxImageName, "sh", "-c", "mkdir /www && echo hello >/www/index.html && httpd -f -h /www"))
-	got := ok(b.Docker(ctx, "run", "--rm", BusyboxImageName, "sh", "-c", "for i in 1 2 3 4 5 6 7 8 9; do wget -q -T 2 -O - http://"+a.Address()+":8080/ && exit 0; sleep 0.2; done; exit 1"))
+	got := ok(b.Exec(ctx, "sh", "-c", "for i in 1 2 3 4 5 6 7 8 9; do busybox wget -q -T 2 -O - http://"+a.Address()+":8080/ && exit 0; sleep 0.2; done; exit 1"))
 	if got != "hello" {
 		t.Errorf("got %q", got)
 	}
@@ -176,6 +176,7 @@ func power(t *testing.T, l *Lab) {
 func partition(t *testing.T, l *Lab) {
 	ctx, ok := t.Context(), must(t)
 	a, b, c := l.Hosts()[0], l.Hosts()[1], l.Hosts()[2]
+	ok(a.Docker(ctx, "run", "--rm", BusyboxImageName, "ping", "-c1", "-W2", b.Address()))
 	for range 2 { // repeating changes nothing
 		if err := l.Partition(ctx, a.Name(), b.Name()); err != nil {
 			t.Fatal(err)

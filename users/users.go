@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"slices"
@@ -53,6 +54,10 @@ type Options struct {
 	// IgnoreNamespace is the inode of the mount namespace for IgnoreMounts;
 	// 0 means the asker's.
 	IgnoreNamespace uint64
+	// Skip are processes whose files the caller vouches for, such as init of a
+	// sandbox that has more capabilities than the asker and so cannot be
+	// looked at. Their mounts are looked at all the same.
+	Skip []int
 }
 
 // Scan finds all users. A process that ends meanwhile uses nothing; anything
@@ -115,7 +120,7 @@ func scan(ctx context.Context, id storage.Identity, o Options, mounts, files boo
 			return nil, fail(ctx.Err())
 		}
 		if err := s.process(pid, name, mounts, files); err != nil && !gone(err) {
-			return nil, fail(err)
+			return nil, fail(fmt.Errorf("process %d: %w", pid, err))
 		}
 	}
 	return s.found, nil
@@ -153,11 +158,29 @@ func (s *scanner) namespace(name string) (uint64, error) {
 	return parseNamespace(string(s.buf[:n]))
 }
 
+// sameAsOwn finds out by content whether a process that may not be looked at
+// has the asker's mount namespace: the ids of mounts are unique in the kernel.
+// 0 when not.
+func (s *scanner) sameAsOwn(base string) (uint64, error) {
+	theirs, err := os.ReadFile(base + "/mountinfo")
+	if err != nil {
+		return 0, err
+	}
+	own, err := os.ReadFile(s.o.Proc + "/self/mountinfo")
+	if err != nil || !bytes.Equal(own, theirs) {
+		return 0, err
+	}
+	return s.namespace("self")
+}
+
 func (s *scanner) process(pid int, name string, mounts, files bool) error {
 	base := s.o.Proc + "/" + name
 	// Kernel threads have no program and share init's namespace. A zombie has
 	// neither; the scan skips both at the price of one call.
 	n, err := unix.Readlink(base+"/exe", s.buf[:])
+	if err == unix.EACCES && slices.Contains(s.o.Skip, pid) {
+		files, err = false, nil
+	}
 	if err == unix.ENOENT || err == unix.ESRCH {
 		if kernel, err := s.kernelThread(base); err != nil || kernel {
 			return err
@@ -168,10 +191,13 @@ func (s *scanner) process(pid int, name string, mounts, files bool) error {
 	exe := string(s.buf[:max(n, 0)])
 	if mounts {
 		ns, err := s.namespace(name)
+		if err == unix.EACCES {
+			ns, err = s.sameAsOwn(base)
+		}
 		if err != nil {
 			return err
 		}
-		if !s.seen[ns] {
+		if ns == 0 || !s.seen[ns] { // of a namespace without a number, nothing is known
 			data, err := os.ReadFile(base + "/mountinfo")
 			if err != nil {
 				return err
