@@ -66,6 +66,7 @@ var pruned = []string{
 
 const postgresEntrypoint = `#!/bin/sh
 set -e
+[ "$1" = postgres ] || exec "$@"
 data=/var/lib/postgresql/data
 mkdir -p "$data"
 if [ "$(id -u)" = 0 ]; then

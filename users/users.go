@@ -136,7 +136,9 @@ type scanner struct {
 	o     Options
 	seen  map[uint64]bool // mount namespaces
 	found []User
-	buf   [4096]byte
+
+	mapDevices [][]byte // as maps writes them
+	buf        [4096]byte
 }
 
 func (s *scanner) add(u User, name string) {
@@ -363,14 +365,13 @@ func (s *scanner) maps(pid int, name, base string) error {
 	if err != nil {
 		return err
 	}
+	if !s.mapsMention(data) {
+		return nil // the common case, without parsing
+	}
 	last := ""
 	for line := range bytes.Lines(data) {
 		m, ok := parseMap(line)
 		if !ok || m.path == last && m.path != "" {
-			continue
-		}
-		if len(s.id.Devices) == 0 && m.device != s.id.MountDevice {
-			last = m.path
 			continue
 		}
 		// Which device the line names differs from st_dev on btrfs; the file
@@ -387,6 +388,21 @@ func (s *scanner) maps(pid int, name, base string) error {
 		}
 	}
 	return nil
+}
+
+// mapsMention reports whether a device of the tree occurs in maps, which names
+// the file system's own device where stat names the subvolume's.
+func (s *scanner) mapsMention(maps []byte) bool {
+	if s.mapDevices == nil {
+		var major, minor uint32
+		if _, err := fmt.Sscanf(s.id.MountDevice, "%d:%d", &major, &minor); err == nil {
+			s.mapDevices = append(s.mapDevices, fmt.Appendf(nil, " %02x:%02x ", major, minor))
+		}
+		for _, d := range s.id.Devices {
+			s.mapDevices = append(s.mapDevices, fmt.Appendf(nil, " %02x:%02x ", unix.Major(d), unix.Minor(d)))
+		}
+	}
+	return slices.ContainsFunc(s.mapDevices, func(d []byte) bool { return bytes.Contains(maps, d) })
 }
 
 // mounts finds mounts of the tree in one namespace.
