@@ -152,8 +152,9 @@ func BenchmarkScan(b *testing.B) {
 	dir := b.TempDir()
 	mount(b, "tmpfs", dir, "tmpfs", 0)
 	id := identityOf(b, dir, "/", false)
+	o := Options{IgnoreMounts: []string{dir}, Skip: opaque()}
 	for b.Loop() {
-		if _, err := Scan(b.Context(), id, Options{IgnoreMounts: []string{dir}, Skip: opaque()}); err != nil {
+		if _, err := Scan(b.Context(), id, o); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -137,6 +137,7 @@ type scanner struct {
 	seen  map[uint64]bool // mount namespaces
 	found []User
 
+	big        []byte   // see readAll
 	mapDevices [][]byte // as maps writes them
 	buf        [4096]byte
 }
@@ -244,6 +245,13 @@ func (s *scanner) kernelThread(base string) (bool, error) {
 // threads looks at threads other than the first whose file tables differ. The
 // kernel tells by kcmp; where it cannot, all are looked at.
 func (s *scanner) threads(pid int, name, base, exe string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(base+"/task", &st); err != nil {
+		return err
+	}
+	if st.Nlink == 3 {
+		return nil // procfs counts threads there: only the first
+	}
 	dir, err := os.Open(base + "/task")
 	if err != nil {
 		return err
@@ -359,9 +367,32 @@ func (s *scanner) openFiles(pid int, name, base string) error {
 	return nil
 }
 
+// readAll reads into a buffer that the next call reuses.
+func (s *scanner) readAll(path string) ([]byte, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	n := 0
+	for {
+		if len(s.big)-n < 8192 {
+			s.big = append(s.big, make([]byte, 64<<10)...)
+		}
+		m, err := unix.Read(fd, s.big[n:])
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || m <= 0 {
+			return s.big[:n], err
+		}
+		n += m
+	}
+}
+
 // maps finds files that are mapped though no descriptor is open any more.
 func (s *scanner) maps(pid int, name, base string) error {
-	data, err := os.ReadFile(base + "/maps")
+	data, err := s.readAll(base + "/maps")
 	if err != nil {
 		return err
 	}
