@@ -93,6 +93,9 @@ func powerOff(rec *record, name string) error {
 	if err := host.Holder.kill(); err != nil {
 		return err
 	}
+	if err := unplug(rec.Switch, name); err != nil {
+		return err
+	}
 	if err := detachBelow(rec.hostDir(name)); err != nil {
 		return err
 	}

@@ -84,9 +84,15 @@ func waitForConfig() (holderConfig, error) {
 	return c, unix.Dup3(int(null.Fd()), 0, 0)
 }
 
+// outlive swallows the signals that a terminal or a session's end sends. They
+// are caught, not ignored: programs inherit what is ignored.
+func outlive() {
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
+}
+
 // runSwitch holds the namespace of the switch: a bridge, and nothing else.
 func runSwitch(report io.WriteCloser) error {
-	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM)
+	outlive()
 	if _, err := waitForConfig(); err != nil {
 		return err
 	}
@@ -104,7 +110,7 @@ func runSwitch(report io.WriteCloser) error {
 
 // runHost is init of a host.
 func runHost(report io.WriteCloser) error {
-	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
+	outlive()
 	c, err := waitForConfig()
 	if err != nil {
 		return err

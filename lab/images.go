@@ -66,6 +66,7 @@ var pruned = []string{
 
 const postgresEntrypoint = `#!/bin/sh
 set -e
+[ "$1" = postgres ] || exec "$@"
 data=/var/lib/postgresql/data
 mkdir -p "$data"
 if [ "$(id -u)" = 0 ]; then
@@ -100,7 +101,11 @@ func PostgresImage(ctx context.Context, cacheDir string, progress io.Writer) (st
 			args = append(args,
 				`--customize-hook=rm -rf "$1"/var/lib/postgresql/15 "$1"/etc/postgresql "$1"/var/lib/apt "$1"/var/cache/apt "$1"/usr/lib/x86_64-linux-gnu/perl "$1"/usr/share/perl "$1"/var/log/*`,
 				"bookworm", root, "-")
-			return command(ctx, aptSources(), "mmdebstrap", args...)
+			if err := command(ctx, aptSources(), "mmdebstrap", args...); err != nil {
+				return err
+			}
+			sockets := filepath.Join(root, "run/postgresql") // mmdebstrap leaves /run empty
+			return errors.Join(os.MkdirAll(sockets, 0o755), os.Chmod(sockets, 0o777|os.ModeSticky))
 		},
 	})
 }
@@ -123,7 +128,7 @@ func aptSources() []byte {
 }
 
 // BusyboxImage is a tiny image with a static busybox, named BusyboxImageName,
-// for quick tests.
+// for quick tests. It resolves no names: the static C library cannot.
 func BusyboxImage(ctx context.Context, cacheDir string, progress io.Writer) (string, error) {
 	return cachedImage(ctx, cacheDir, progress, recipe{
 		name: BusyboxImageName, packages: []string{"busybox-static"},

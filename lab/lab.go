@@ -368,7 +368,7 @@ func (l *Lab) powerOn(ctx context.Context, name string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
-	prefix, err := plug(rec.Switch.PID, h.pid, name, rec.Subnet)
+	prefix, err := plug(rec.Switch.PID, h.pid, name, host.Address, rec.Subnet)
 	if err != nil {
 		h.close()
 		return fmt.Errorf("%s: %w", name, err)

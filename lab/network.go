@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -94,33 +95,30 @@ func hostAddress(subnet netip.Prefix, n int) string {
 // plug lays a cable from the switch to a host: a veth pair that never shows
 // in the machine's own namespace and vanishes with the host's. It returns the
 // prefix length as "/24".
-func plug(switchPID, hostPID int, name, subnet string) (string, error) {
+func plug(switchPID, hostPID int, name, address, subnet string) (string, error) {
 	p, err := netip.ParsePrefix(subnet)
 	if err != nil {
 		return "", err
 	}
-	ns, err := netns.GetFromPid(switchPID)
+	h, err := switchHandle(switchPID)
 	if err != nil {
-		return "", fmt.Errorf("reach the switch: %w", err)
-	}
-	defer ns.Close()
-	h, err := netlink.NewHandleAt(ns)
-	if err != nil {
-		return "", fmt.Errorf("reach the switch: %w", err)
+		return "", err
 	}
 	defer h.Close()
 	bridge, err := h.LinkByName(bridgeName)
 	if err != nil {
 		return "", fmt.Errorf("reach the switch: %w", err)
 	}
-	// The kernel takes a namespace apart some time after its last process
-	// ended: the cable of the host's former life may still be there.
-	if old, err := h.LinkByName(name); err == nil {
-		_ = h.LinkDel(old)
+	// A host keeps its hardware address over a power cycle, as real ones do:
+	// otherwise its neighbours would send to the former one for a while.
+	ip, err := netip.ParseAddr(address)
+	if err != nil {
+		return "", err
 	}
+	b := ip.As4()
 	cable := &netlink.Veth{
 		LinkAttrs: netlink.LinkAttrs{Name: name, MasterIndex: bridge.Attrs().Index, Flags: net.FlagUp},
-		PeerName:  hostLink, PeerNamespace: netlink.NsPid(hostPID),
+		PeerName:  hostLink, PeerNamespace: netlink.NsPid(hostPID), PeerHardwareAddr: net.HardwareAddr{0x02, 0xd0, b[0], b[1], b[2], b[3]},
 	}
 	if err := h.LinkAdd(cable); err != nil {
 		return "", fmt.Errorf("connect to the switch: %w", err)
@@ -133,6 +131,45 @@ func plug(switchPID, hostPID int, name, subnet string) (string, error) {
 		return "", fmt.Errorf("connect to the switch: %w", err)
 	}
 	return fmt.Sprintf("/%d", p.Bits()), nil
+}
+
+func switchHandle(pid int) (*netlink.Handle, error) {
+	ns, err := netns.GetFromPid(pid)
+	if err != nil {
+		return nil, fmt.Errorf("reach the switch: %w", err)
+	}
+	defer ns.Close()
+	h, err := netlink.NewHandleAt(ns)
+	if err != nil {
+		return nil, fmt.Errorf("reach the switch: %w", err)
+	}
+	return h, nil
+}
+
+// unplug pulls a host's cable. The kernel would do it some time after the
+// host's last process ended, and answer pings until then.
+func unplug(sw process, name string) error {
+	if !sw.alive() {
+		return nil
+	}
+	h, err := switchHandle(sw.PID)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	link, err := h.LinkByName(name)
+	if _, ok := errors.AsType[netlink.LinkNotFoundError](err); ok {
+		return nil
+	}
+	if err == nil {
+		err = h.LinkDel(link)
+	}
+	if err != nil {
+		if _, look := h.LinkByName(name); look == nil {
+			return fmt.Errorf("disconnect %s: %w", name, err)
+		}
+	}
+	return nil // gone, by this or by the kernel meanwhile
 }
 
 // cutTable drops what comes from and goes to the addresses in its set, for the

@@ -8,6 +8,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"slices"
@@ -53,6 +54,10 @@ type Options struct {
 	// IgnoreNamespace is the inode of the mount namespace for IgnoreMounts;
 	// 0 means the asker's.
 	IgnoreNamespace uint64
+	// Skip are processes whose files the caller vouches for, such as init of a
+	// sandbox that has more capabilities than the asker and so cannot be
+	// looked at. Their mounts are looked at all the same.
+	Skip []int
 }
 
 // Scan finds all users. A process that ends meanwhile uses nothing; anything
@@ -115,7 +120,7 @@ func scan(ctx context.Context, id storage.Identity, o Options, mounts, files boo
 			return nil, fail(ctx.Err())
 		}
 		if err := s.process(pid, name, mounts, files); err != nil && !gone(err) {
-			return nil, fail(err)
+			return nil, fail(fmt.Errorf("process %d: %w", pid, err))
 		}
 	}
 	return s.found, nil
@@ -131,7 +136,10 @@ type scanner struct {
 	o     Options
 	seen  map[uint64]bool // mount namespaces
 	found []User
-	buf   [4096]byte
+
+	big        []byte   // see readAll
+	mapDevices [][]byte // as maps writes them
+	buf        [4096]byte
 }
 
 func (s *scanner) add(u User, name string) {
@@ -153,11 +161,29 @@ func (s *scanner) namespace(name string) (uint64, error) {
 	return parseNamespace(string(s.buf[:n]))
 }
 
+// sameAsOwn finds out by content whether a process that may not be looked at
+// has the asker's mount namespace: the ids of mounts are unique in the kernel.
+// 0 when not.
+func (s *scanner) sameAsOwn(base string) (uint64, error) {
+	theirs, err := os.ReadFile(base + "/mountinfo")
+	if err != nil {
+		return 0, err
+	}
+	own, err := os.ReadFile(s.o.Proc + "/self/mountinfo")
+	if err != nil || !bytes.Equal(own, theirs) {
+		return 0, err
+	}
+	return s.namespace("self")
+}
+
 func (s *scanner) process(pid int, name string, mounts, files bool) error {
 	base := s.o.Proc + "/" + name
 	// Kernel threads have no program and share init's namespace. A zombie has
 	// neither; the scan skips both at the price of one call.
 	n, err := unix.Readlink(base+"/exe", s.buf[:])
+	if err == unix.EACCES && slices.Contains(s.o.Skip, pid) {
+		files, err = false, nil
+	}
 	if err == unix.ENOENT || err == unix.ESRCH {
 		if kernel, err := s.kernelThread(base); err != nil || kernel {
 			return err
@@ -168,10 +194,13 @@ func (s *scanner) process(pid int, name string, mounts, files bool) error {
 	exe := string(s.buf[:max(n, 0)])
 	if mounts {
 		ns, err := s.namespace(name)
+		if err == unix.EACCES {
+			ns, err = s.sameAsOwn(base)
+		}
 		if err != nil {
 			return err
 		}
-		if !s.seen[ns] {
+		if ns == 0 || !s.seen[ns] { // of a namespace without a number, nothing is known
 			data, err := os.ReadFile(base + "/mountinfo")
 			if err != nil {
 				return err
@@ -216,6 +245,13 @@ func (s *scanner) kernelThread(base string) (bool, error) {
 // threads looks at threads other than the first whose file tables differ. The
 // kernel tells by kcmp; where it cannot, all are looked at.
 func (s *scanner) threads(pid int, name, base, exe string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(base+"/task", &st); err != nil {
+		return err
+	}
+	if st.Nlink == 3 {
+		return nil // procfs counts threads there: only the first
+	}
 	dir, err := os.Open(base + "/task")
 	if err != nil {
 		return err
@@ -331,20 +367,42 @@ func (s *scanner) openFiles(pid int, name, base string) error {
 	return nil
 }
 
+// readAll reads into a buffer that the next call reuses.
+func (s *scanner) readAll(path string) ([]byte, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	n := 0
+	for {
+		if len(s.big)-n < 8192 {
+			s.big = append(s.big, make([]byte, 64<<10)...)
+		}
+		m, err := unix.Read(fd, s.big[n:])
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil || m <= 0 {
+			return s.big[:n], err
+		}
+		n += m
+	}
+}
+
 // maps finds files that are mapped though no descriptor is open any more.
 func (s *scanner) maps(pid int, name, base string) error {
-	data, err := os.ReadFile(base + "/maps")
+	data, err := s.readAll(base + "/maps")
 	if err != nil {
 		return err
+	}
+	if !s.mapsMention(data) {
+		return nil // the common case, without parsing
 	}
 	last := ""
 	for line := range bytes.Lines(data) {
 		m, ok := parseMap(line)
 		if !ok || m.path == last && m.path != "" {
-			continue
-		}
-		if len(s.id.Devices) == 0 && m.device != s.id.MountDevice {
-			last = m.path
 			continue
 		}
 		// Which device the line names differs from st_dev on btrfs; the file
@@ -361,6 +419,21 @@ func (s *scanner) maps(pid int, name, base string) error {
 		}
 	}
 	return nil
+}
+
+// mapsMention reports whether a device of the tree occurs in maps, which names
+// the file system's own device where stat names the subvolume's.
+func (s *scanner) mapsMention(maps []byte) bool {
+	if s.mapDevices == nil {
+		var major, minor uint32
+		if _, err := fmt.Sscanf(s.id.MountDevice, "%d:%d", &major, &minor); err == nil {
+			s.mapDevices = append(s.mapDevices, fmt.Appendf(nil, " %02x:%02x ", major, minor))
+		}
+		for _, d := range s.id.Devices {
+			s.mapDevices = append(s.mapDevices, fmt.Appendf(nil, " %02x:%02x ", unix.Major(d), unix.Minor(d)))
+		}
+	}
+	return slices.ContainsFunc(s.mapDevices, func(d []byte) bool { return bytes.Contains(maps, d) })
 }
 
 // mounts finds mounts of the tree in one namespace.
