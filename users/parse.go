@@ -74,6 +74,17 @@ func writable(fdinfo []byte) bool {
 	return true
 }
 
+// mountID reads the mount's id of fdinfo; 0 when there is none.
+func mountID(fdinfo []byte) int {
+	for line := range bytes.Lines(fdinfo) {
+		if value, ok := bytes.CutPrefix(line, []byte("mnt_id:")); ok {
+			id, _ := strconv.Atoi(string(bytes.TrimSpace(value)))
+			return id
+		}
+	}
+	return 0
+}
+
 // containerID finds the 64 hexadecimal digits with which Docker, Podman and
 // containerd name a container's cgroup.
 func containerID(cgroup string) string {
@@ -129,8 +140,23 @@ func (s *scanner) below(link, path string) (bool, error) {
 	if root != "/" && within(path, root) {
 		path = "/" + strings.TrimPrefix(strings.TrimPrefix(path, root), "/")
 	}
+	// For a descriptor the kernel names the mount itself; one that mountinfo
+	// does not list is detached, and its paths mean nothing here.
+	mount := 0
+	if dir, fd, ok := strings.Cut(link, "/fd/"); ok {
+		info, err := os.ReadFile(dir + "/fdinfo/" + fd)
+		if err != nil {
+			return false, err
+		}
+		if mount = mountID(info); mount == 0 {
+			return true, nil
+		}
+	}
 	best := -1
 	for i, m := range infos {
+		if mount != 0 && m.ID != mount {
+			continue
+		}
 		if within(path, m.Mountpoint) && (best < 0 || len(m.Mountpoint) >= len(infos[best].Mountpoint)) {
 			best = i
 		}
