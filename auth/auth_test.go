@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -319,33 +320,44 @@ func TestRunRenews(t *testing.T) {
 		ca := newCA(t, "test")
 		k := issue(t, ca, node("n1", false), 90*24*time.Hour)
 		ctx, cancel := context.WithCancel(t.Context())
+		var mu sync.Mutex // guards what follows
 		failing, calls := true, 0
 		var reports []error
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
 			k.Run(ctx, func(_ context.Context, csr []byte) ([]byte, error) {
+				mu.Lock()
+				defer mu.Unlock()
 				calls++
 				if failing {
 					return nil, errors.New("nobody there")
 				}
 				return ca.Sign(csr, node("n1", false), time.Now(), 90*24*time.Hour)
-			}, nil, func(err error) { reports = append(reports, err) })
+			}, nil, func(err error) {
+				mu.Lock()
+				defer mu.Unlock()
+				reports = append(reports, err)
+			})
 		}()
-		time.Sleep(59 * 24 * time.Hour)
-		synctest.Wait()
+		sleep := func(days int) {
+			mu.Unlock()
+			time.Sleep(time.Duration(days) * 24 * time.Hour)
+			synctest.Wait()
+			mu.Lock()
+		}
+		mu.Lock()
+		sleep(59)
 		if calls != 0 {
 			t.Fatalf("%d renewals before two thirds", calls)
 		}
-		time.Sleep(2 * 24 * time.Hour)
-		synctest.Wait()
+		sleep(2)
 		if calls < 10 || calls > 100 {
 			t.Fatalf("%d attempts in a day", calls)
 		}
 		failing = false
 		old := k.Identity().KeyHash
-		time.Sleep(24 * time.Hour)
-		synctest.Wait()
+		sleep(1)
 		if k.Identity().KeyHash == old || reports[len(reports)-1] != nil {
 			t.Fatal("not renewed")
 		}
@@ -353,6 +365,7 @@ func TestRunRenews(t *testing.T) {
 			t.Fatal("the new one is not new")
 		}
 		cancel()
+		mu.Unlock()
 		<-done
 	})
 }
