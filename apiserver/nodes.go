@@ -13,11 +13,12 @@ import (
 	"github.com/drover-data/drover/state"
 )
 
-type nodeName struct {
+// NodeName is what a request is about: a node, a token, a user, a pool.
+type NodeName struct {
 	Name string `path:"name"`
 }
 
-func (n nodeName) object() string { return n.Name }
+func (n NodeName) object() string { return n.Name }
 
 func (s *Server) nodeRoutes() {
 	add(s, route{"status", http.MethodGet, "/v1/status", "The cluster at a glance", auth.Look, false, false}, s.status)
@@ -82,7 +83,7 @@ func (s *Server) listNodes(ctx context.Context, _ *struct{}) ([]api.Node, error)
 }
 
 type changeNodeIn struct {
-	nodeName
+	NodeName
 	Body cluster.NodeChange
 }
 
@@ -91,7 +92,7 @@ func (s *Server) changeNode(ctx context.Context, in *changeNodeIn) (api.Node, er
 }
 
 func (s *Server) removeNode(ctx context.Context, in *struct {
-	nodeName
+	NodeName
 	Force bool `query:"force" doc:"also when volumes are on it: they are unreachable then"`
 },
 ) (none, error) {
@@ -118,7 +119,7 @@ func (s *Server) listTokens(ctx context.Context, _ *struct{}) ([]state.Token, er
 	return list, err
 }
 
-func (s *Server) revokeToken(ctx context.Context, in *nodeName) (none, error) {
+func (s *Server) revokeToken(ctx context.Context, in *NodeName) (none, error) {
 	return none{}, s.cfg.Cluster.RevokeToken(ctx, in.Name)
 }
 
@@ -148,7 +149,7 @@ func (s *Server) addUser(ctx context.Context, in *addUserIn) (AddedUser, error) 
 	return AddedUser{u, chain}, err
 }
 
-func (s *Server) removeUser(ctx context.Context, in *nodeName) (none, error) {
+func (s *Server) removeUser(ctx context.Context, in *NodeName) (none, error) {
 	return none{}, s.cfg.Cluster.RemoveUser(ctx, in.Name)
 }
 
@@ -194,7 +195,7 @@ func (s *Server) addPool(ctx context.Context, in *addPoolIn) (api.Pool, error) {
 }
 
 func (s *Server) removePool(ctx context.Context, in *struct {
-	nodeName
+	NodeName
 	Node string `query:"node"`
 },
 ) (none, error) {

@@ -11,11 +11,12 @@ import (
 	"github.com/drover-data/drover/auth"
 )
 
-type volumeRef struct {
+// VolumeRef is the volume that a request is about.
+type VolumeRef struct {
 	Ref string `path:"ref" doc:"name, id, or a prefix of the id"`
 }
 
-func (v volumeRef) object() string { return v.Ref }
+func (v VolumeRef) object() string { return v.Ref }
 
 type none struct{}
 
@@ -64,7 +65,7 @@ func (s *Server) createVolume(ctx context.Context, in *createIn) (api.Volume, er
 // owner is the node that owns the current branch's head.
 func owner(v api.Volume) string { return v.Heads[v.Branch].Node }
 
-func (s *Server) inspectVolume(ctx context.Context, in *volumeRef) (api.VolumeDetail, error) {
+func (s *Server) inspectVolume(ctx context.Context, in *VolumeRef) (api.VolumeDetail, error) {
 	v, err := s.cfg.Ledger.Volume(ctx, in.Ref)
 	if err != nil {
 		return api.VolumeDetail{}, err
@@ -107,7 +108,7 @@ func (s *Server) headStatus(ctx context.Context, node, volume, branch string) (a
 	return status, err
 }
 
-func (s *Server) deleteVolume(ctx context.Context, in *volumeRef) (none, error) {
+func (s *Server) deleteVolume(ctx context.Context, in *VolumeRef) (none, error) {
 	v, err := s.cfg.Ledger.Volume(ctx, in.Ref)
 	if err != nil {
 		return none{}, err
@@ -123,7 +124,7 @@ func (s *Server) deleteVolume(ctx context.Context, in *volumeRef) (none, error) 
 }
 
 type restoreIn struct {
-	volumeRef
+	VolumeRef
 	Body struct {
 		Name string `json:"name,omitempty" doc:"a new name, if the old one is taken"`
 	}
@@ -158,7 +159,7 @@ func (s *Server) deleted(ctx context.Context, ref string) (api.Volume, error) {
 	return api.Volume{}, &api.Error{Kind: api.Invalid, Op: "look up deleted volume", Object: ref, Reason: fmt.Sprintf("%d deleted volumes had that name", len(found)), Next: "give the id that drover volume ls --deleted shows"}
 }
 
-func (s *Server) purgeVolume(ctx context.Context, in *volumeRef) (api.Volume, error) {
+func (s *Server) purgeVolume(ctx context.Context, in *VolumeRef) (api.Volume, error) {
 	v, err := s.deleted(ctx, in.Ref)
 	if err != nil {
 		return v, err
@@ -167,7 +168,7 @@ func (s *Server) purgeVolume(ctx context.Context, in *volumeRef) (api.Volume, er
 }
 
 type labelIn struct {
-	volumeRef
+	VolumeRef
 	Body struct {
 		Set    map[string]string `json:"set,omitempty"`
 		Remove []string          `json:"remove,omitempty"`
@@ -183,7 +184,7 @@ func (s *Server) labelVolume(ctx context.Context, in *labelIn) (api.Volume, erro
 }
 
 type resizeIn struct {
-	volumeRef
+	VolumeRef
 	Body struct {
 		Size int64 `json:"size" doc:"limit in bytes; 0 removes it"`
 	}
@@ -202,7 +203,7 @@ func (s *Server) resizeVolume(ctx context.Context, in *resizeIn) (api.Volume, er
 }
 
 type moveIn struct {
-	volumeRef
+	VolumeRef
 	Body api.StartMove
 }
 
@@ -223,7 +224,7 @@ func (s *Server) moveVolume(ctx context.Context, in *moveIn) (api.MovePlan, erro
 }
 
 type cancelIn struct {
-	volumeRef
+	VolumeRef
 	Branch string `query:"branch" doc:"empty is the current branch"`
 }
 
