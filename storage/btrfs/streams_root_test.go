@@ -417,7 +417,7 @@ func BenchmarkPipeline(b *testing.B) {
 	clean(gone)
 	b.ResetTimer()
 	for range b.N {
-		run("v2", func() { transferTo(b, a, to, "s1", "", formatV2) }, gone)
+		run("v1", func() { transferTo(b, a, to, "s1", "", formatV1) }, gone)
 		run("bare", func() {
 			cmd := exec.Command("sh", "-c", `btrfs send -q "$1" | btrfs receive -q "$2" && btrfs filesystem sync "$2"`, "sh", snap, bare)
 			if out, err := cmd.CombinedOutput(); err != nil {
@@ -431,7 +431,7 @@ func BenchmarkPipeline(b *testing.B) {
 			defer unix.Close(d)
 			return snapDestroy(d, "s1")
 		})
-		run("v1", func() { transferTo(b, a, to, "s1", "", formatV1) }, gone)
+		run("v2", func() { transferTo(b, a, to, "s1", "", formatV2) }, gone)
 	}
 	for name, d := range times {
 		b.ReportMetric(256*float64(b.N)/d.Seconds(), name+"-MiB/s")
