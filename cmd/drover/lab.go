@@ -19,7 +19,7 @@ func labCommand() *cobra.Command {
 		Short: "Several hosts on this machine, for trying Drover out",
 	}
 	cmd.AddCommand(labUpCommand(), labExecCommand(), labListCommand(), labPowerCommand(true), labPowerCommand(false),
-		labLinkCommand(true), labLinkCommand(false), labDownCommand())
+		labLinkCommand(true), labLinkCommand(false), labDownCommand(), labDemoCommand())
 	return cmd
 }
 

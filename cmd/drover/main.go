@@ -44,7 +44,7 @@ func rootCommand() *cobra.Command {
 	}
 	root.AddCommand(
 		initCommand(), joinCommand(), statusCommand(), volumeCommand(), poolCommand(), nodeCommand(), userCommand(), eventsCommand(),
-		labCommand(), agentCommand(), stateCommand(), unitsCommand(),
+		labCommand(), labClientCommand(), agentCommand(), stateCommand(), unitsCommand(),
 	)
 	return root
 }
