@@ -144,6 +144,11 @@ const maxSteps = 200
 // when to look again.
 func (h *head) look(ctx context.Context) (time.Duration, error) {
 	for range maxSteps {
+		select {
+		case <-h.gone:
+			return 0, nil
+		default:
+		}
 		o, err := h.observe(ctx)
 		if err != nil {
 			return 0, err
