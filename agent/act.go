@@ -167,7 +167,7 @@ func (h *head) purge(ctx context.Context, o plan.Observed, epoch uint64) error {
 
 // mounted reports whether Drover's own mount of the head is there.
 func (h *head) mounted() bool {
-	ok, err := mountpointMounted(h.mountpoint())
+	ok, err := h.a.deps.Mounted(h.mountpoint())
 	return err == nil && ok
 }
 

@@ -74,6 +74,8 @@ type Deps struct {
 	Engine   container.Engine
 	Users    Users
 	Portable transfer.Portable
+	// Mounted says whether something is mounted at a path; nil asks the kernel.
+	Mounted func(path string) (bool, error)
 	// Open opens the backend of a pool, making what it lies on when make is
 	// set and it is not there. It has been recovered when it is returned.
 	Open   func(ctx context.Context, p api.AddPool, make bool) (storage.Backend, error)
@@ -116,6 +118,9 @@ type headKey struct{ volume, branch string }
 func New(cfg Config, deps Deps) (*Agent, error) {
 	if cfg.MountWait == 0 {
 		cfg.MountWait = 4 * time.Second
+	}
+	if deps.Mounted == nil {
+		deps.Mounted = mountpointMounted
 	}
 	if cfg.PeerWait == 0 {
 		cfg.PeerWait = 1500 * time.Millisecond
