@@ -25,7 +25,7 @@ type head struct {
 
 	// mounting is held while a mount or a reference is added, and while the
 	// head is closed to them, so that no user slips in unseen.
-	mounting sync.Mutex
+	mounting gate
 
 	mu      sync.Mutex
 	record  api.Volume         // guarded by mu
@@ -37,8 +37,15 @@ type head struct {
 	wish    string             // guarded by mu; id of the move that busy works for
 }
 
+// gate is a mutex that may be held across slow calls: a simulated clock goes
+// on while somebody waits for a channel, and stands still for a sync.Mutex.
+type gate chan struct{}
+
+func (g gate) Lock()   { g <- struct{}{} }
+func (g gate) Unlock() { <-g }
+
 func newHead(a *Agent, key headKey) *head {
-	h := &head{a: a, key: key, wake: make(chan struct{}, 1), gone: make(chan struct{}), changed: make(chan struct{})}
+	h := &head{a: a, key: key, mounting: make(gate, 1), wake: make(chan struct{}, 1), gone: make(chan struct{}), changed: make(chan struct{})}
 	h.mover.h = h
 	return h
 }

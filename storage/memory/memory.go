@@ -346,3 +346,12 @@ func sorted[T any, K cmp.Ordered](list []T, by func(T) K) []T {
 	slices.SortFunc(list, func(x, y T) int { return cmp.Compare(by(x), by(y)) })
 	return list
 }
+
+// Keys lists the heads of the pool, whatever its state.
+func (b *Backend) Keys() []storage.HeadKey {
+	b.p.mu.Lock()
+	defer b.p.mu.Unlock()
+	keys := slices.Collect(maps.Keys(b.p.heads))
+	slices.SortFunc(keys, func(x, y storage.HeadKey) int { return strings.Compare(x.String(), y.String()) })
+	return keys
+}
