@@ -97,12 +97,15 @@ type Agent struct {
 	mu    sync.Mutex
 	pools map[string]*pool  // guarded by mu; by name
 	heads map[headKey]*head // guarded by mu
+	left  map[headKey]*head // guarded by mu; those that end
 	names map[string]string // guarded by mu; volume names of the whole cluster -> id, as last fetched
 	fetch time.Time         // guarded by mu; when names was fetched
-	fresh bool              // guarded by mu; the records were read from the store since the start
-	moves moves
-	group *errgroup.Group
-	ctx   context.Context // of Run
+	// copying are the volumes that just begin as copies.
+	copying map[string]bool // guarded by mu; by id
+	fresh   bool            // guarded by mu; the records were read from the store since the start
+	moves   moves
+	group   *errgroup.Group
+	ctx     context.Context // of Run
 }
 
 // moves are the finished ones.
@@ -136,7 +139,7 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 	}
 	a := &Agent{
 		cfg: cfg, deps: deps, index: ix, refs: rf,
-		pools: map[string]*pool{}, heads: map[headKey]*head{}, names: map[string]string{},
+		pools: map[string]*pool{}, heads: map[headKey]*head{}, left: map[headKey]*head{}, copying: map[string]bool{}, names: map[string]string{},
 	}
 	a.Target = &transfer.Target{Pool: a.backend, Permit: a.permit, Portable: deps.Portable, Watch: a.arrived}
 	return a, nil
@@ -217,7 +220,7 @@ func (a *Agent) follow(ctx context.Context) error {
 
 // take hands a record to its heads.
 func (a *Agent) take(v api.Volume, fresh bool) {
-	if fresh {
+	if fresh && !a.later(v) {
 		if err := a.index.putVolume(v); err != nil {
 			a.deps.Log.Error("cannot keep the record of a volume", "volume", v.Name, "error", err)
 		}
@@ -234,9 +237,13 @@ func (a *Agent) take(v api.Volume, fresh bool) {
 		h := a.heads[key]
 		if h == nil {
 			h = newHead(a, key)
+			if before := a.left[key]; before != nil {
+				h.after = before.done
+			}
 			a.heads[key] = h
 			if a.group != nil {
-				a.group.Go(func() error { h.run(a.ctx); return nil })
+				done := h.done
+				a.group.Go(func() error { h.run(a.ctx, done); return nil })
 			}
 		}
 		mine = append(mine, h)
@@ -247,27 +254,48 @@ func (a *Agent) take(v api.Volume, fresh bool) {
 	}
 }
 
-// drop forgets a volume that does not concern this node any more.
+// later reports whether a later record of the volume than v is known.
+func (a *Agent) later(v api.Volume) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for key, h := range a.heads {
+		if key.volume == v.ID {
+			known, fresh, _ := h.state()
+			return fresh && known.Version > v.Version
+		}
+	}
+	return false
+}
+
+// drop lets go of a volume that does not concern this node any more: its heads
+// end, then what nobody needs of it here is cleared away. A volume that comes
+// back meanwhile waits for that.
 func (a *Agent) drop(volume string) {
 	a.mu.Lock()
-	var gone []*head
+	defer a.mu.Unlock()
 	for key, h := range a.heads {
-		if key.volume == volume {
-			gone = append(gone, h)
-			delete(a.heads, key)
+		if key.volume != volume {
+			continue
 		}
-	}
-	a.mu.Unlock()
-	for _, h := range gone {
+		delete(a.heads, key)
 		h.end()
-		for _, bucket := range [][]byte{bucketPrepared, bucketWaiting} {
-			if err := remove(a.index, bucket, h.id()); err != nil {
-				a.deps.Log.Error("cannot forget a volume", "volume", volume, "error", err)
+		ended := h.done
+		h.done = make(chan struct{})
+		a.left[key] = h
+		a.group.Go(func() error {
+			defer close(h.done)
+			select {
+			case <-ended:
+				h.leave(a.ctx)
+			case <-a.ctx.Done():
 			}
-		}
-	}
-	if err := a.index.dropVolume(volume); err != nil {
-		a.deps.Log.Error("cannot forget a volume", "volume", volume, "error", err)
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			if a.left[key] == h {
+				delete(a.left, key)
+			}
+			return nil
+		})
 	}
 }
 

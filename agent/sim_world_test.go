@@ -27,9 +27,9 @@ import (
 // world is a cluster in this process: hosts that outlive their agents, pools
 // that outlive both, one state store, and a network that can be cut anywhere.
 type world struct {
-	t    *testing.T
-	dir  string
-	kv   *state.Memory
+	t     *testing.T
+	dir   string
+	kv    *state.Memory
 	store *state.Store // without faults: what is true
 	truth *ledger.Service
 
@@ -60,11 +60,11 @@ type fault struct {
 }
 
 type host struct {
-	w     *world
-	name  string
-	dir   string
-	pools map[string]*poolmemory.Backend // the real things, by name
-	slow  map[string]bool
+	w      *world
+	name   string
+	dir    string
+	pools  map[string]*poolmemory.Backend // the real things, by name
+	slow   map[string]bool
 	docker *docker
 
 	mu   sync.Mutex
@@ -79,7 +79,7 @@ type life struct {
 	alive context.Context //nolint:containedctx // of the process
 	over  chan struct{}
 	mu    sync.Mutex
-	dead  bool                // guarded by mu
+	dead  bool               // guarded by mu
 	conns map[io.Closer]bool // guarded by mu
 }
 
