@@ -88,8 +88,16 @@ func (m *mover) journal() (journal, error) {
 // that it does not start containers when the head comes back.
 func (m *mover) current(rec api.Head, fresh bool) (journal, error) {
 	j, err := m.journal()
-	if err != nil || j.Move == "" || j.of(rec) || !fresh {
+	if err != nil || j.Move == "" || !fresh {
 		return j, err
+	}
+	if j.of(rec) {
+		if j.Closed || len(j.Stopped) > 0 || (rec.Move != nil && rec.Move.ID == j.Move) {
+			return j, nil
+		}
+		// Withdrawn before it changed anything here.
+		m.ended(&api.Error{Kind: api.Canceled, Op: "move volume", Object: m.h.volume().Name, Reason: "the move was cancelled"})
+		return journal{}, m.forget()
 	}
 	if j.Epoch+1 == rec.Epoch && rec.From == m.h.a.cfg.Node {
 		return j, nil // the copy here is not yet cleared away
