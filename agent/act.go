@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/container"
@@ -35,7 +36,10 @@ func (h *head) act(ctx context.Context, o plan.Observed, action plan.Action) err
 		if err != nil {
 			return err
 		}
-		return b.DestroySnapshot(ctx, h.key.volume, a.ID)
+		if err := b.DestroySnapshot(ctx, h.key.volume, a.ID); err != nil {
+			return err
+		}
+		return remove(h.a.index, bucketArriving, h.id()+"/"+a.ID)
 	case plan.PurgeVolume:
 		return h.purge(ctx, o, a.Epoch)
 	case plan.StartUsers:
@@ -121,10 +125,24 @@ func (h *head) dropHead(ctx context.Context, a plan.DropHead) error {
 	}
 	h.mounting.Lock()
 	defer h.mounting.Unlock()
-	if err := h.unmount(ctx, b); err != nil {
+	hd, err := b.Head(ctx, h.storageKey())
+	switch {
+	case api.Is(err, api.NotFound): // gone already, or sealed
+	case err != nil:
 		return err
+	case readNote(hd.Note).Epoch != a.Epoch:
+		return &api.Error{Kind: api.Conflict, Op: "remove head", Object: h.id(), Reason: fmt.Sprintf("it is of epoch %d, not %d", readNote(hd.Note).Epoch, a.Epoch)}
+	default:
+		// The mount point of a head that moved within the node shows the new one.
+		if err := h.unmount(ctx, b); err != nil {
+			return err
+		}
+		if err := b.DestroyHead(ctx, h.storageKey()); err != nil {
+			return err
+		}
 	}
-	if err := b.DestroyHead(ctx, h.storageKey()); err != nil {
+	j, err := h.mover.journal()
+	if err != nil || j.Here {
 		return err
 	}
 	return h.mover.forget()
@@ -160,16 +178,24 @@ func (h *head) purge(ctx context.Context, o plan.Observed, epoch uint64) error {
 	if err := h.a.deps.Ledger.Forget(ctx, h.key.volume, h.key.branch, h.a.cfg.Node, epoch); err != nil {
 		return err
 	}
+	for _, bucket := range [][]byte{bucketBases, bucketCopies} {
+		marks, err := h.a.index.under(bucket, h.id()+"/")
+		if err != nil {
+			return err
+		}
+		for k := range marks {
+			if err := remove(h.a.index, bucket, h.id()+"/"+k); err != nil {
+				return err
+			}
+		}
+	}
 	h.a.event("volume.purged", "info", o.Volume, h.key.branch, "the data of volume "+o.Volume.Name+" was removed", nil)
 	h.a.drop(h.key.volume)
 	return nil
 }
 
 // mounted reports whether Drover's own mount of the head is there.
-func (h *head) mounted() bool {
-	ok, err := mountpointMounted(h.mountpoint())
-	return err == nil && ok
-}
+func (h *head) mounted() (bool, error) { return h.a.deps.Mounted(h.mountpoint()) }
 
 // mount makes the head usable at its mount point. It is called with mounting held.
 func (h *head) mount(ctx context.Context, b storage.Backend) (string, error) {
@@ -194,56 +220,117 @@ func (h *head) unmount(ctx context.Context, b storage.Backend) error {
 	return nil
 }
 
-// arriving reports whether containers are to be started here for the head.
-func (h *head) arriving(rec api.Head) (bool, error) {
-	if rec.Node != h.a.cfg.Node || !rec.Ready || rec.Move != nil {
-		return false, nil
-	}
-	p, found, err := get[peer.Preparation](h.a.index, bucketPrepared, h.id())
+// prepared is what a target was told of the containers that come with a head.
+type prepared struct {
+	peer.Preparation
+	// Reuse names containers that stand here already: they were moved away
+	// with the head and come back with it.
+	Reuse []string `json:"reuse,omitempty"`
+}
+
+// arriving reports whether containers are to be started here for the head. It
+// forgets those that were announced for a move that did not take place.
+func (h *head) arriving(rec api.Head, fresh bool) (bool, error) {
+	p, found, err := get[prepared](h.a.index, bucketPrepared, h.id())
 	if err != nil {
 		return false, err
 	}
-	if found && p.Epoch+1 == rec.Epoch {
-		return true, nil
-	}
-	if found && p.Epoch < rec.Epoch {
+	here := rec.Node == h.a.cfg.Node
+	announced := rec.Move != nil && rec.Move.ID == p.Move
+	if found && fresh && !announced && (p.Epoch+1 != rec.Epoch || !here) {
 		if err := remove(h.a.index, bucketPrepared, h.id()); err != nil {
 			return false, err
 		}
+		found = false
+	}
+	if !here || !rec.Ready || rec.Move != nil {
+		return false, nil
+	}
+	if found {
+		return true, nil
 	}
 	_, waits, err := get[bool](h.a.index, bucketWaiting, h.id())
 	return waits, err
 }
 
 // startUsers makes and starts the containers that came with the head, and
-// starts those that wait for it.
+// starts those that wait for it. A container that cannot be started holds up
+// no other; it is tried again and said.
 func (h *head) startUsers(ctx context.Context) error {
 	v := h.volume()
-	p, found, err := get[peer.Preparation](h.a.index, bucketPrepared, h.id())
+	p, found, err := get[prepared](h.a.index, bucketPrepared, h.id())
 	if err != nil {
 		return err
 	}
-	if found {
-		for _, spec := range p.Containers {
-			id, err := h.a.deps.Engine.Import(ctx, spec)
-			if err != nil {
-				h.a.event("container.failed", "error", v, h.key.branch, "container "+spec.Name+" cannot be made here: "+err.Error(), nil)
-				return err
+	var failed error
+	var left []container.Spec
+	for _, spec := range p.Containers {
+		if err := h.startMoved(ctx, p, spec); err != nil {
+			if failed == nil {
+				failed = err
 			}
-			if err := h.a.deps.Engine.Start(ctx, id); err != nil {
-				h.a.event("container.failed", "error", v, h.key.branch, "container "+spec.Name+" does not start: "+err.Error(), nil)
-				return err
-			}
-			h.a.event("container.moved", "info", v, h.key.branch, "container "+spec.Name+" runs on "+h.a.cfg.Node+" now", nil)
+			left = append(left, spec)
+			h.complain(v, "container "+spec.Name+" came with the volume and does not run: "+err.Error())
+			continue
 		}
-		if err := remove(h.a.index, bucketPrepared, h.id()); err != nil {
-			return err
-		}
+		h.a.event("container.moved", "info", v, h.key.branch, "container "+spec.Name+" runs on "+h.a.cfg.Node+" now", nil)
+	}
+	switch {
+	case found && len(left) == 0:
+		err = remove(h.a.index, bucketPrepared, h.id())
+	case found && len(left) < len(p.Containers):
+		// Those that run are their user's business from here on.
+		p.Containers = left
+		err = put(h.a.index, bucketPrepared, h.id(), p)
+	}
+	if err != nil {
+		return err
 	}
 	if err := h.startWaiting(ctx, v); err != nil {
 		return err
 	}
-	return remove(h.a.index, bucketWaiting, h.id())
+	if err := remove(h.a.index, bucketWaiting, h.id()); err != nil {
+		return err
+	}
+	return failed
+}
+
+// startMoved makes and starts one container; one that comes back to where its
+// original stands goes on as that.
+func (h *head) startMoved(ctx context.Context, p prepared, spec container.Spec) error {
+	id := ""
+	if slices.Contains(p.Reuse, spec.Name) {
+		c, err := h.a.deps.Engine.Inspect(ctx, spec.Name)
+		if err != nil && !api.Is(err, api.NotFound) {
+			return err
+		}
+		if err == nil {
+			if policy := p.Restart[spec.Name]; policy != "" {
+				if err := h.a.deps.Engine.SetRestart(ctx, c.ID, policy); err != nil {
+					return err
+				}
+			}
+			id = c.ID
+		}
+	}
+	if id == "" {
+		var err error
+		if id, err = h.a.deps.Engine.Import(ctx, spec); err != nil {
+			return err
+		}
+	}
+	return h.a.deps.Engine.Start(ctx, id)
+}
+
+// complain tells once, not at each attempt.
+func (h *head) complain(v api.Volume, text string) {
+	if h.complained == nil {
+		h.complained = map[string]bool{}
+	}
+	if !h.complained[text] {
+		h.complained[text] = true
+		h.a.event("container.failed", "error", v, h.key.branch, text, nil)
+	}
 }
 
 // startWaiting starts the containers whose last start failed for the volume.

@@ -118,15 +118,19 @@ func (a *Agent) seed(ctx context.Context, from, pool string, create *ledger.Crea
 		defer release()
 	}
 	create.Seed, create.SeedVolume = a.deps.NewID(), v.ID
-	pin := h.id() + "/copy " + create.ID
-	if err := put(a.index, bucketBases, pin, create.Seed); err != nil {
-		return nil, err
-	}
+	a.mu.Lock()
+	a.copying[create.ID] = true
+	a.mu.Unlock()
 	drop = func() {
-		if err := remove(a.index, bucketBases, pin); err != nil {
-			a.deps.Log.Error("cannot let go of a snapshot", "volume", v.Name, "error", err)
-		}
+		a.mu.Lock()
+		delete(a.copying, create.ID)
+		a.mu.Unlock()
 		h.kick()
+	}
+	// The mark outlives a crash, and an answer of the ledger that is lost.
+	if err := put(a.index, bucketCopies, h.id()+"/"+create.ID, create.Seed); err != nil {
+		drop()
+		return nil, err
 	}
 	if _, err := b.Snapshot(ctx, h.storageKey(), create.Seed, nil); err != nil {
 		drop()
@@ -213,8 +217,10 @@ func (a *Agent) known(v api.Volume, ref api.Ref) (Known, error) {
 	if rec.Move != nil {
 		k.Status["moving to"] = rec.Move.To
 	}
-	if h := a.head(v.ID, branch); h != nil && rec.Node == a.cfg.Node && h.mounted() {
-		k.Path = h.mountpoint()
+	if h := a.head(v.ID, branch); h != nil && rec.Node == a.cfg.Node {
+		if mounted, err := h.mounted(); err == nil && mounted {
+			k.Path = h.mountpoint()
+		}
 	}
 	return k, nil
 }
