@@ -26,7 +26,6 @@ import (
 type talk struct {
 	socket string
 	output string
-	wide   bool
 }
 
 func (t *talk) flags(c *cobra.Command) {
