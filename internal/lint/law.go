@@ -42,6 +42,10 @@ var rules = []rule{
 		why: "which base a transfer takes does not depend on how stores work",
 	},
 	{
+		of: []string{"trace"}, std: true,
+		why: "everything that asks or answers imports it",
+	},
+	{
 		of: []string{"state", "storage", "events", "container"}, only: []string{"api"},
 		why: "a contract knows the nouns, and none of its implementations or users",
 	},
