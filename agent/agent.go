@@ -99,8 +99,10 @@ type Agent struct {
 	fetch time.Time         // guarded by mu; when names was fetched
 	fresh bool              // guarded by mu; the records were read from the store since the start
 	moves moves
-	group *errgroup.Group
-	ctx   context.Context // of Run
+	// PoolsChanged is sent to when what Pools says has changed much.
+	PoolsChanged chan struct{}
+	group        *errgroup.Group
+	ctx          context.Context // of Run
 }
 
 // moves are the finished ones.
@@ -131,7 +133,8 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 	}
 	a := &Agent{
 		cfg: cfg, deps: deps, index: ix, refs: rf,
-		pools: map[string]*pool{}, heads: map[headKey]*head{}, names: map[string]string{},
+		PoolsChanged: make(chan struct{}, 1),
+		pools:        map[string]*pool{}, heads: map[headKey]*head{}, names: map[string]string{},
 	}
 	a.Target = &transfer.Target{Pool: a.backend, Permit: a.permit, Portable: deps.Portable, Watch: a.arrived}
 	return a, nil

@@ -374,7 +374,7 @@ func (m *mover) send(ctx context.Context, v api.Volume, rec api.Head, a plan.Sen
 	ctx, done := m.h.working(ctx, rec.Move.ID)
 	defer done()
 	result, err := source.Send(ctx, job)
-	m.counted(result.Progress)
+	m.counted(result, final)
 	if err != nil {
 		if api.Is(err, api.Canceled) {
 			return nil // the wish was withdrawn, or the agent ends: the next look tells

@@ -45,7 +45,7 @@ func (a *Agent) usePool(ctx context.Context, name string, b storage.Backend) api
 	a.mu.Lock()
 	a.pools[name] = p
 	a.mu.Unlock()
-	a.kickAll()
+	a.poolsChanged()
 	return describe(a.cfg.Node, name, info)
 }
 
@@ -111,7 +111,17 @@ func (a *Agent) RemovePool(ctx context.Context, name string) error {
 	if err := remove(a.index, bucketPools, name); err != nil {
 		return err
 	}
+	a.poolsChanged()
 	return p.backend.Close()
+}
+
+// poolsChanged lets the heads look again, and the cluster know.
+func (a *Agent) poolsChanged() {
+	select {
+	case a.PoolsChanged <- struct{}{}:
+	default:
+	}
+	a.kickAll()
 }
 
 func (p *pool) look(ctx context.Context) storage.Info {
@@ -209,7 +219,7 @@ func (a *Agent) watchPools(ctx context.Context) error {
 				Type: "pool." + string(after.State), Level: level, Object: p.name,
 				Message: fmt.Sprintf("pool %s is %s (was %s): %s", p.name, after.State, before.State, after.Reason),
 			})
-			a.kickAll()
+			a.poolsChanged()
 		}
 	}
 }

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/drover-data/drover/api"
@@ -80,13 +81,16 @@ func (m *mover) watch(p transfer.Progress) {
 	}
 }
 
-// counted adds a finished transfer to the totals.
-func (m *mover) counted(p transfer.Progress) {
+// counted adds a transfer that is over to the totals.
+func (m *mover) counted(r transfer.Result, final bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.progress.Sent += p.Sent
-	m.progress.Resent += p.Resent
+	m.progress.Sent += r.Sent
+	m.progress.Resent += r.Resent
 	m.progress.RoundSent, m.progress.RoundSize = 0, 0
+	if r.Took > 0 {
+		m.progress.Rounds = append(slices.Clone(m.progress.Rounds), api.MoveRound{Sent: r.Sent, Took: r.Took, Format: r.Route.Format, Base: r.Route.Base, Final: final})
+	}
 }
 
 // ended closes the progress of a move that did not take place.

@@ -87,6 +87,8 @@ func (a *Agent) targetPool(ctx context.Context, node, name string) (string, erro
 		return DefaultPool, nil
 	case len(names) == 1:
 		return names[0], nil
+	case len(names) == 0:
+		return "", &api.Error{Kind: api.NotFound, Op: op, Object: node, Reason: "the node has no pool", Next: "drover pool add default --node " + node}
 	}
 	return "", &api.Error{Kind: api.Invalid, Op: op, Object: node, Reason: "the node has several pools and none is called " + DefaultPool, Next: "say which with --pool"}
 }

@@ -135,7 +135,17 @@ type MoveProgress struct {
 	Started   time.Time     `json:"started"`
 	Stopped   time.Time     `json:"stopped,omitzero" doc:"when the last user had stopped"`
 	Downtime  time.Duration `json:"downtime,omitempty" doc:"nanoseconds from the last user stopped to ready at the target"`
+	Rounds    []MoveRound   `json:"rounds,omitempty" doc:"the rounds that are over"`
 	Err       *Error        `json:"error,omitempty"`
+}
+
+// MoveRound is one snapshot that was brought to the target of a move.
+type MoveRound struct {
+	Sent   int64         `json:"sent" doc:"bytes"`
+	Took   time.Duration `json:"took" doc:"nanoseconds"`
+	Format string        `json:"format"`
+	Base   string        `json:"base,omitempty" doc:"snapshot it built on; empty: it carried everything"`
+	Final  bool          `json:"final,omitempty" doc:"sent after the last user had stopped"`
 }
 
 // HeadStatus is how a head is, as its owner sees it now.

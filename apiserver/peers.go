@@ -89,15 +89,18 @@ func (s *Server) memberStart(ctx context.Context, _ *struct{}) (cluster.MemberSt
 // says: a node speaks for its own heads only.
 func (s *Server) ledgerCall(ctx context.Context, in *struct{ Body peer.LedgerCall }) (api.Volume, error) {
 	c, node, l := in.Body, self(ctx), s.cfg.Ledger
+	if missing := (c.Op == "create" && c.Create == nil) || (c.Op == "hand" && c.HandOver == nil) || ((c.Op == "move" || c.Op == "cancel") && c.Move == nil); missing {
+		return api.Volume{}, &api.Error{Kind: api.Invalid, Op: "change record", Object: c.Op, Reason: "what is to be done is left out"}
+	}
 	switch c.Op {
 	case "volume":
 		return l.Volume(ctx, c.ID)
 	case "create":
 		c.Create.Node = node
-		return l.Create(ctx, c.Create)
+		return l.Create(ctx, *c.Create)
 	case "hand":
 		c.HandOver.Node = node
-		return l.Hand(ctx, c.ID, c.Branch, c.HandOver)
+		return l.Hand(ctx, c.ID, c.Branch, *c.HandOver)
 	case "ready":
 		return l.Ready(ctx, c.ID, c.Branch, node, c.Epoch)
 	case "settled":
@@ -119,7 +122,7 @@ func (s *Server) ledgerCall(ctx context.Context, in *struct{ Body peer.LedgerCal
 	}
 	switch c.Op {
 	case "move":
-		return l.RequestMove(ctx, c.ID, c.Branch, c.Move)
+		return l.RequestMove(ctx, c.ID, c.Branch, *c.Move)
 	case "cancel":
 		return l.CancelMove(ctx, c.ID, c.Branch, c.Move.ID)
 	case "resize":

@@ -180,7 +180,21 @@ func privateRun(c holderConfig) error {
 	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", fd), c.Run, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("share %s: %w", c.Run, err)
 	}
-	return nil
+	return ownBinary()
+}
+
+// binDir is first in the host's PATH and holds the binary that made the lab.
+const binDir = "/run/bin"
+
+func ownBinary() error {
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	if err := os.Mkdir(binDir, 0o755); err != nil {
+		return err
+	}
+	return os.Symlink(self, filepath.Join(binDir, "drover"))
 }
 
 func privateProc(holderConfig) error {

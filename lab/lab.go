@@ -273,7 +273,7 @@ func startHolder(part string, flags uintptr, cgroup string, recorded func(proces
 		return nil, errors.Join(err, stdinR.Close(), stdinW.Close())
 	}
 	cmd := exec.Command("/proc/self/exe", HostCommand, part)
-	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "GOMAXPROCS=2"}
+	cmd.Env = []string{"PATH=" + binDir + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "GOMAXPROCS=2"}
 	cmd.Dir = "/"
 	cmd.Stdin = stdinR
 	cmd.ExtraFiles = []*os.File{reportW}

@@ -148,7 +148,7 @@ func (s *supervisor) startLocked(args, env []string, dir string, files []*os.Fil
 // environment is what every program in the host gets, before its own.
 func (s *supervisor) environment(extra []string) []string {
 	env := []string{
-		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		"PATH=" + binDir + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"HOME=/root", "LANG=C.UTF-8", "DROVER_LAB=" + s.host.Lab, "DROVER_LAB_NODE=" + s.host.Name,
 	}
 	return append(env, s.expandAll(extra)...)

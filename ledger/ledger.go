@@ -17,14 +17,15 @@ import (
 
 // Create is what a new volume should be.
 type Create struct {
-	ID     string
-	Name   string
-	Labels map[string]string
-	Size   int64
-	Node   string
-	Pool   string
+	ID     string            `json:"id"`
+	Name   string            `json:"name"`
+	Labels map[string]string `json:"labels,omitempty"`
+	Size   int64             `json:"size,omitempty"`
+	Node   string            `json:"node"`
+	Pool   string            `json:"pool"`
 	// Seed is a snapshot in Pool to begin with, of the volume SeedVolume.
-	Seed, SeedVolume string
+	Seed       string `json:"seed,omitempty"`
+	SeedVolume string `json:"seedVolume,omitempty"`
 }
 
 // MinSize is the smallest limit a volume can have, in bytes: file systems
@@ -136,12 +137,12 @@ func CancelMove(v api.Volume, branch, moveID string) (api.Volume, error) {
 
 // HandOver is the owner's word that the target holds everything durably.
 type HandOver struct {
-	Node     string // who says it: must be the owner
-	Epoch    uint64 // the owner's epoch
-	Move     string // id of the wish that it fulfils
-	Snapshot string // what the target holds
+	Node     string `json:"node"`     // who says it: must be the owner
+	Epoch    uint64 `json:"epoch"`    // the owner's epoch
+	Move     string `json:"move"`     // id of the wish that it fulfils
+	Snapshot string `json:"snapshot"` // what the target holds
 	// Departed names the containers that moved away with the head.
-	Departed []string
+	Departed []string `json:"departed,omitempty"`
 }
 
 // Hand changes the owner. It is the one moment at which a head moves.

@@ -92,6 +92,7 @@ func (u *unit) alive(ctx context.Context, lease int64, lost <-chan struct{}) err
 		case <-lost:
 			return &api.Error{Kind: api.Unavailable, Op: "keep lease", Object: u.node.Name, Reason: "it could not be renewed in time"}
 		case <-ticker.C:
+		case <-u.agent.PoolsChanged:
 		}
 	}
 }

@@ -52,15 +52,15 @@ type Preparation struct {
 
 // LedgerCall asks a control node for a change of a record.
 type LedgerCall struct {
-	Op       string          `json:"op"`
-	ID       string          `json:"id,omitempty"`
-	Branch   string          `json:"branch,omitempty"`
-	Epoch    uint64          `json:"epoch,omitempty"`
-	Size     int64           `json:"size,omitempty"`
-	By       string          `json:"by,omitempty"`
-	Create   ledger.Create   `json:"create"`
-	Move     api.Move        `json:"move"`
-	HandOver ledger.HandOver `json:"handOver"`
+	Op       string           `json:"op"`
+	ID       string           `json:"id,omitempty"`
+	Branch   string           `json:"branch,omitempty"`
+	Epoch    uint64           `json:"epoch,omitempty"`
+	Size     int64            `json:"size,omitempty"`
+	By       string           `json:"by,omitempty"`
+	Create   *ledger.Create   `json:"create,omitempty"`
+	Move     *api.Move        `json:"move,omitempty"`
+	HandOver *ledger.HandOver `json:"handOver,omitempty"`
 }
 
 // Delete asks an owner to delete a volume.

@@ -23,7 +23,7 @@ type membership struct {
 	places
 	name, advertise              string
 	apiPort, statePort, peerPort int
-	detach, noPool               bool
+	detach, noPool, noStart      bool
 	endpoints                    []string
 	etcdCA, etcdCert, etcdKey    string
 	poolSize                     string
@@ -38,6 +38,7 @@ func (m *membership) flags(c *cobra.Command) {
 	f.IntVar(&m.statePort, "state-port", cluster.StatePort, "port of the state store for clients")
 	f.IntVar(&m.peerPort, "peer-port", cluster.PeerPort, "port of the state store for its members")
 	f.BoolVar(&m.detach, "detach", false, "without systemd: run the units in the background")
+	f.BoolVar(&m.noStart, "no-start", false, "only set the host up; something else starts the units")
 	f.BoolVar(&m.noPool, "no-pool", false, "make no default pool")
 	f.StringVar(&m.poolSize, "pool-size", "", "size of the default pool's file, which grows (default: a tenth of what is free)")
 	f.StringSliceVar(&m.endpoints, "etcd-endpoints", nil, "https URLs of an existing etcd cluster to keep the state in")
@@ -119,6 +120,9 @@ func initCommand() *cobra.Command {
 
 // start brings up the units, and the default pool once the agent answers.
 func (m *membership) start(ctx context.Context, cfg cluster.Config) error {
+	if m.noStart {
+		return nil
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	over := make(chan error, 1)

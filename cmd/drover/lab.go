@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -18,7 +19,7 @@ func labCommand() *cobra.Command {
 		Short: "Several hosts on this machine, for trying Drover out",
 	}
 	cmd.AddCommand(labUpCommand(), labExecCommand(), labListCommand(), labPowerCommand(true), labPowerCommand(false),
-		labLinkCommand(true), labLinkCommand(false), labDownCommand())
+		labLinkCommand(true), labLinkCommand(false), labDownCommand(), labDemoCommand())
 	return cmd
 }
 
@@ -28,9 +29,11 @@ func labName(cmd *cobra.Command, name *string) {
 
 func labUpCommand() *cobra.Command {
 	var o lab.Options
+	var c lab.ClusterOptions
+	var bare bool
 	cmd := &cobra.Command{
 		Use:   "up",
-		Short: "Make a lab: hosts node1 to nodeN, each with its own Docker",
+		Short: "Make a lab: hosts node1 to nodeN, each with its own Docker and agent",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o.Progress = cmd.ErrOrStderr()
@@ -38,11 +41,25 @@ func labUpCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "lab %s is up; try: drover lab exec node1 docker info\n", l.Name())
+			if bare {
+				fmt.Fprintf(cmd.OutOrStdout(), "lab %s is up; try: drover lab exec node1 docker info\n", l.Name())
+				return nil
+			}
+			fmt.Fprintln(cmd.ErrOrStderr(), "making one cluster of them")
+			if c.Binary, err = os.Executable(); err != nil {
+				return err
+			}
+			if err := l.StartCluster(cmd.Context(), c); err != nil {
+				return errors.Join(err, fmt.Errorf("the hosts are left as they are: drover lab down %s removes them", l.Name()))
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "lab %s is up; try: drover lab exec node1 drover status\n", l.Name())
 			return nil
 		},
 	}
 	labName(cmd, &o.Name)
+	cmd.Flags().BoolVar(&bare, "bare", false, "only hosts and Docker, no cluster")
+	cmd.Flags().StringVar(&c.PoolSize, "pool-size", "", "size of each host's default pool, which grows")
+	cmd.Flags().BoolVar(&c.Verbose, "verbose", false, "agents log every action")
 	cmd.Flags().IntVar(&o.Nodes, "nodes", 3, "number of hosts, 1 to 200")
 	cmd.Flags().StringVar(&o.Dir, "dir", "", "directory for the hosts' data (default /var/tmp/drover-lab/NAME)")
 	cmd.Flags().BoolVar(&o.NoDocker, "no-docker", false, "leave Docker out")

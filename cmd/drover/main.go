@@ -58,7 +58,7 @@ func rootCommand() *cobra.Command {
 	var t talk
 	root.AddCommand(
 		initCommand(), joinCommand(), statusCommand(&t), volumeCommand(&t), poolCommand(&t), nodeCommand(&t), userCommand(&t), eventsCommand(&t),
-		openapiCommand(), labCommand(), agentCommand(), stateCommand(), unitsCommand(),
+		openapiCommand(), labCommand(), labClientCommand(), agentCommand(), stateCommand(), unitsCommand(),
 	)
 	completions(root, &t)
 	strict(root)

@@ -260,22 +260,22 @@ func (l Ledger) Volume(ctx context.Context, ref string) (api.Volume, error) {
 
 // Create writes the record of a new volume on this node.
 func (l Ledger) Create(ctx context.Context, c ledger.Create) (api.Volume, error) {
-	return l.call(ctx, peer.LedgerCall{Op: "create", Create: c})
+	return l.call(ctx, peer.LedgerCall{Op: "create", Create: &c})
 }
 
 // RequestMove writes down a wish.
 func (l Ledger) RequestMove(ctx context.Context, id, branch string, m api.Move) (api.Volume, error) {
-	return l.call(ctx, peer.LedgerCall{Op: "move", ID: id, Branch: branch, Move: m})
+	return l.call(ctx, peer.LedgerCall{Op: "move", ID: id, Branch: branch, Move: &m})
 }
 
 // CancelMove withdraws a wish.
 func (l Ledger) CancelMove(ctx context.Context, id, branch, move string) (api.Volume, error) {
-	return l.call(ctx, peer.LedgerCall{Op: "cancel", ID: id, Branch: branch, Move: api.Move{ID: move}})
+	return l.call(ctx, peer.LedgerCall{Op: "cancel", ID: id, Branch: branch, Move: &api.Move{ID: move}})
 }
 
 // Hand changes a head's owner.
 func (l Ledger) Hand(ctx context.Context, id, branch string, o ledger.HandOver) (api.Volume, error) {
-	return l.call(ctx, peer.LedgerCall{Op: "hand", ID: id, Branch: branch, HandOver: o})
+	return l.call(ctx, peer.LedgerCall{Op: "hand", ID: id, Branch: branch, HandOver: &o})
 }
 
 // Ready notes that this node holds the head durably.

@@ -73,8 +73,7 @@ func Ensure(ctx context.Context, cfg Config) error {
 	if m, err := mountAt(dir); err != nil {
 		return fail(op, cfg.Dir, err)
 	} else if m != nil {
-		file, err := backing(m.Source)
-		if err == nil && sameFile(file, cfg.File) {
+		if deviceBacks(m.Source, cfg.File) {
 			return nil
 		}
 		return &api.Error{Kind: api.Exists, Op: op, Object: cfg.Dir, Reason: fmt.Sprintf("%s is mounted there, not %s", m.Source, cfg.File), Next: "unmount it, or give another directory"}
@@ -258,36 +257,45 @@ func findLoop(file string) (*os.File, error) {
 		return nil, err
 	}
 	for _, path := range all {
-		name := "/dev/" + strings.Split(path, "/")[3]
-		if got, err := backing(name); err != nil || !sameFile(got, file) {
-			continue
-		}
 		n := 0
-		if _, err := fmt.Sscanf(name, "/dev/loop%d", &n); err != nil {
+		if _, err := fmt.Sscanf(path, "/sys/block/loop%d/", &n); err != nil {
 			continue
 		}
-		return openLoop(n)
+		dev, err := openLoop(n)
+		if err != nil {
+			continue
+		}
+		if backs(dev, file) {
+			return dev, nil
+		}
+		dev.Close()
 	}
 	return nil, nil
 }
 
-// backing is the file behind a loop device.
-func backing(dev string) (string, error) {
-	name, ok := strings.CutPrefix(dev, "/dev/")
-	if !ok {
-		return "", os.ErrNotExist
-	}
-	data, err := os.ReadFile(filepath.Join("/sys/block", name, "loop/backing_file"))
-	return strings.TrimSpace(string(data)), err
-}
-
-func sameFile(a, b string) bool {
-	x, err := os.Stat(a)
+// backs reports whether the loop device stands on the file. Device and inode
+// decide: the path that the kernel shows is of whoever attached it, and means
+// another file in another mount namespace.
+func backs(dev *os.File, file string) bool {
+	info, err := unix.IoctlLoopGetStatus64(int(dev.Fd()))
 	if err != nil {
 		return false
 	}
-	y, err := os.Stat(b)
-	return err == nil && os.SameFile(x, y)
+	var st unix.Stat_t
+	if err := unix.Stat(file, &st); err != nil {
+		return false
+	}
+	return info.Device == st.Dev && info.Inode == st.Ino
+}
+
+// deviceBacks is the same for a device by its name, as mounts show it.
+func deviceBacks(name, file string) bool {
+	dev, err := os.Open(name)
+	if err != nil {
+		return false
+	}
+	defer dev.Close()
+	return backs(dev, file)
 }
 
 // mountAt is what is mounted at dir, nil when nothing is.
@@ -379,7 +387,7 @@ func Detach(_ context.Context, cfg Config) error {
 	if err != nil || m == nil {
 		return fail(op, cfg.Dir, err)
 	}
-	if file, err := backing(m.Source); err != nil || !sameFile(file, cfg.File) {
+	if !deviceBacks(m.Source, cfg.File) {
 		return &api.Error{Kind: api.Conflict, Op: op, Object: cfg.Dir, Reason: fmt.Sprintf("%s is mounted there, not %s", m.Source, cfg.File)}
 	}
 	err = unix.Unmount(dir, unix.UMOUNT_NOFOLLOW)
