@@ -37,6 +37,9 @@ func run() int {
 	if err == nil {
 		return 0
 	}
+	if o, ok := errors.AsType[*outcome](err); ok {
+		return o.code
+	}
 	// A command in a lab host has said itself what went wrong.
 	if exit, ok := errors.AsType[*lab.ExitError](err); !ok || exit.Output != "" {
 		fmt.Fprintln(os.Stderr, "drover:", err)
@@ -57,7 +60,7 @@ func rootCommand() *cobra.Command {
 	}
 	var t talk
 	root.AddCommand(
-		initCommand(), joinCommand(), statusCommand(&t), volumeCommand(&t), poolCommand(&t), nodeCommand(&t), userCommand(&t), eventsCommand(&t),
+		initCommand(), joinCommand(), statusCommand(&t), volumeCommand(&t), poolCommand(&t), nodeCommand(&t), userCommand(&t), eventsCommand(&t), doctorCommand(&t),
 		openapiCommand(), labCommand(), labClientCommand(), agentCommand(), stateCommand(), unitsCommand(),
 	)
 	completions(root, &t)
