@@ -340,7 +340,11 @@ func (h *head) startWaiting(ctx context.Context, v api.Volume) error {
 		return err
 	}
 	for _, c := range cs {
-		if !failedForVolume(c) {
+		if c.State.Uses() {
+			continue
+		}
+		c, err := h.a.deps.Engine.Inspect(ctx, c.ID)
+		if err != nil || !failedForVolume(c) {
 			continue
 		}
 		if err := h.a.deps.Engine.Start(ctx, c.ID); err != nil {

@@ -357,6 +357,13 @@ func (m *mover) exports(ctx context.Context, p *peer.Preparation, j *journal) er
 		if !moves {
 			continue
 		}
+		if policy == "" {
+			now, err := m.h.a.deps.Engine.Inspect(ctx, c.ID)
+			if err != nil {
+				return err
+			}
+			policy = now.Restart
+		}
 		spec, err := m.h.a.deps.Engine.Export(ctx, c.ID)
 		if err != nil {
 			return err
@@ -559,6 +566,9 @@ func (m *mover) stop(ctx context.Context, rec api.Head, j journal) error {
 		}
 		running = append(running, c)
 		if !slices.ContainsFunc(j.Stopped, func(s stopped) bool { return s.ID == c.ID }) {
+			if c, err = m.h.a.deps.Engine.Inspect(ctx, c.ID); err != nil {
+				return err
+			}
 			j.Stopped = append(j.Stopped, stopped{c.ID, c.Name, c.Restart})
 		}
 	}

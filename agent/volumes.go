@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/drover-data/drover/api"
@@ -434,17 +435,17 @@ func (a *Agent) pull(ctx context.Context, v api.Volume, branch string) error {
 
 // mayReturn refuses to pull a head back for a container that was moved away.
 func (a *Agent) mayReturn(ctx context.Context, v api.Volume, branch string, gone api.Departure) error {
-	for _, name := range gone.Containers {
-		_, err := a.deps.Engine.Inspect(ctx, name)
-		if api.Is(err, api.NotFound) {
+	here, err := a.deps.Engine.List(ctx, Driver)
+	if err != nil {
+		return err
+	}
+	for _, c := range here {
+		if !slices.Contains(gone.Containers, c.Name) {
 			continue
 		}
-		if err != nil {
-			return err
-		}
-		return &api.Error{Kind: api.InUse, Op: "mount volume", Object: v.Name, Reason: fmt.Sprintf("it moved to %s together with container %s, whose original still stands here", gone.To, name), Next: fmt.Sprintf("docker rm %s here, or bring both back with drover volume move %s %s", name, v.Name, a.cfg.Node)}
+		return &api.Error{Kind: api.InUse, Op: "mount volume", Object: v.Name, Reason: fmt.Sprintf("it moved to %s together with container %s, whose original still stands here", gone.To, c.Name), Next: fmt.Sprintf("docker rm %s here, or bring both back with drover volume move %s %s", c.Name, v.Name, a.cfg.Node)}
 	}
-	_, err := a.deps.Ledger.Returned(ctx, v.ID, branch, a.cfg.Node)
+	_, err = a.deps.Ledger.Returned(ctx, v.ID, branch, a.cfg.Node)
 	return err
 }
 

@@ -73,3 +73,10 @@ type ClusterStatus struct {
 	Volumes int       `json:"volumes"`
 	Moving  int       `json:"moving"`
 }
+
+// NodeProbe is a node's answer to the question whether it is there.
+type NodeProbe struct {
+	Node    string    `json:"node"`
+	Version string    `json:"version"`
+	Time    time.Time `json:"time" doc:"of its clock, when it answered"`
+}

@@ -68,6 +68,7 @@ type Move struct {
 	Pool      string      `json:"pool" doc:"pool on that node"`
 	By        string      `json:"by" doc:"who asked: a user, or \"mount on NODE\""`
 	Requested time.Time   `json:"requested"`
+	Trace     string      `json:"trace,omitempty" doc:"W3C trace id of the request behind it"`
 	Options   MoveOptions `json:"options"`
 }
 

@@ -24,6 +24,7 @@ func (s *Server) nodeRoutes() {
 	add(s, route{"status", http.MethodGet, "/v1/status", "The cluster at a glance", auth.Look, false, false}, s.status)
 	add(s, route{"join", http.MethodPost, "/v1/join", "Let a node in that holds a token", auth.Join, true, false}, s.join)
 	add(s, route{"list-nodes", http.MethodGet, "/v1/nodes", "List nodes", auth.Look, true, false}, s.listNodes)
+	add(s, route{"probe-node", http.MethodGet, "/v1/nodes/{name}/probe", "Ask whether a node's agent answers, and what its clock says", auth.Look, false, true}, s.probeNode)
 	add(s, route{"change-node", http.MethodPost, "/v1/nodes/{name}", "Label, drain or change a node", auth.Manage, true, false}, s.changeNode)
 	add(s, route{"remove-node", http.MethodDelete, "/v1/nodes/{name}", "Remove a node and revoke its certificate", auth.Manage, true, false}, s.removeNode)
 	add(s, route{"create-token", http.MethodPost, "/v1/tokens", "Make a token that lets one node join", auth.Manage, true, false}, s.createToken)
@@ -80,6 +81,17 @@ func (s *Server) join(ctx context.Context, in *joinIn) (cluster.JoinAnswer, erro
 
 func (s *Server) listNodes(ctx context.Context, _ *struct{}) ([]api.Node, error) {
 	return s.cfg.Cluster.Nodes(ctx)
+}
+
+// probeNode goes from the node that is asked to the named one, so that it also
+// tells whether that way is open.
+func (s *Server) probeNode(ctx context.Context, in *NodeName) (api.NodeProbe, error) {
+	if in.Name != s.cfg.Node {
+		var p api.NodeProbe
+		err := s.call(ctx, in.Name, http.MethodGet, "/v1/nodes/"+escape(in.Name)+"/probe", nil, &p)
+		return p, err
+	}
+	return api.NodeProbe{Node: s.cfg.Node, Version: s.cfg.Version, Time: time.Now().UTC()}, nil
 }
 
 type changeNodeIn struct {

@@ -10,6 +10,7 @@ import (
 	"github.com/drover-data/drover/auth"
 	"github.com/drover-data/drover/cluster"
 	"github.com/drover-data/drover/peer"
+	"github.com/drover-data/drover/trace"
 )
 
 func escape(s string) string { return url.PathEscape(s) }
@@ -21,7 +22,7 @@ func (s *Server) call(ctx context.Context, node, method, path string, in, out an
 		return err
 	}
 	id := identityOf(ctx)
-	header := http.Header{"Traceparent": {traceFrom(ctx).header()}}
+	header := http.Header{}
 	if id.Kind == auth.UserKind || id.Kind == auth.LocalKind {
 		header.Set(BehalfHeader, behalf(auth.Identity{Kind: id.Kind, Name: url.QueryEscape(id.Name), Role: id.Role}))
 	}
@@ -67,6 +68,7 @@ func (s *Server) peerPrepare(ctx context.Context, in *struct{ Body peer.Preparat
 	if h.Node != self(ctx) || h.Move == nil || h.Move.ID != in.Body.Move || h.Move.To != s.cfg.Node {
 		return none{}, &api.Error{Kind: api.Denied, Op: "prepare move", Object: v.Name, Reason: self(ctx) + " does not own it, or it does not move here"}
 	}
+	s.cfg.Events.Relate(in.Body.Move, trace.ID(ctx))
 	return none{}, s.cfg.Agent.Prepare(ctx, in.Body)
 }
 

@@ -18,6 +18,7 @@ import (
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/auth"
 	"github.com/drover-data/drover/events"
+	"github.com/drover-data/drover/trace"
 )
 
 // Config is what the server stands on.
@@ -34,6 +35,8 @@ type Config struct {
 	// Forward reaches another node's API; a request that only a control node
 	// can answer goes to the node "".
 	Forward func(node string) (http.RoundTripper, error)
+	// Metrics serves /metrics; nil leaves it out.
+	Metrics http.Handler
 }
 
 // Server serves the API.
@@ -56,7 +59,20 @@ func New(cfg Config) *Server {
 	s.nodeRoutes()
 	s.peerRoutes()
 	s.eventRoutes()
+	if cfg.Metrics != nil {
+		s.mux.HandleFunc("GET /metrics", s.metrics)
+	}
 	return s
+}
+
+// metrics is for whoever may look; it is no part of the API's description
+// because its format is Prometheus'.
+func (s *Server) metrics(w http.ResponseWriter, r *http.Request) {
+	if err := auth.Allow(identityOf(r.Context()), auth.Look); err != nil {
+		writeError(w, err)
+		return
+	}
+	s.cfg.Metrics.ServeHTTP(w, r)
 }
 
 // OpenAPI is the description of the API, version 3.1, as YAML.
@@ -71,9 +87,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		writeError(w, err)
 		return
 	}
-	trace := traceOf(r)
-	w.Header().Set("Traceparent", trace.header())
-	ctx := context.WithValue(context.WithValue(r.Context(), identityKey{}, id), traceKey{}, trace)
+	tr := trace.Of(r)
+	w.Header().Set(trace.Header, tr.String())
+	ctx := trace.With(WithIdentity(r.Context(), id), tr)
 	r = r.WithContext(ctx)
 	if _, pattern := s.mux.Handler(r); s.control[pattern] && !s.cfg.Control() {
 		s.pass(w, r, "")
@@ -158,7 +174,9 @@ func (s *Server) roundTrip(r *http.Request, node string) (*http.Response, error)
 	if id.Kind == auth.UserKind || id.Kind == auth.LocalKind {
 		out.Header.Set(BehalfHeader, behalf(auth.Identity{Kind: id.Kind, Name: strings.ReplaceAll(id.Name, " ", "+"), Role: id.Role}))
 	}
-	out.Header.Set("Traceparent", traceFrom(r.Context()).header())
+	if tr, ok := trace.From(r.Context()); ok {
+		out.Header.Set(trace.Header, tr.Step().String())
+	}
 	answer, err := transport.RoundTrip(out)
 	if err != nil {
 		return nil, unanswered(node, err)
@@ -222,5 +240,5 @@ func (s *Server) audit(ctx context.Context, r route, id auth.Identity, in any, e
 	if err != nil {
 		outcome = string(api.KindOf(err))
 	}
-	s.cfg.Log.Info("audit", "who", id.String(), "did", r.id, "object", object, "outcome", outcome, "trace", traceFrom(ctx).id)
+	s.cfg.Log.InfoContext(ctx, "audit", "who", id.String(), "did", r.id, "object", object, "outcome", outcome)
 }

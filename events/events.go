@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -24,6 +25,35 @@ type Log struct {
 	next    int64         // guarded by mu; number of the next event
 	ring    []api.Event   // guarded by mu; the last ones, oldest first
 	changed chan struct{} // guarded by mu; closed at the next event
+	traces  []related     // guarded by mu; the last moves and the requests behind them
+}
+
+// related is a move and the trace of the request that asked for it.
+type related struct{ move, trace string }
+
+// Relate notes which request asked for a move, so that the events that follow
+// it, whose data names the move, carry its trace.
+func (l *Log) Relate(move, trace string) {
+	if move == "" || trace == "" {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	const most = 256
+	l.traces = append(l.traces, related{move, trace})
+	if len(l.traces) > most {
+		l.traces = slices.Clone(l.traces[len(l.traces)-most:])
+	}
+}
+
+// traceOf is the trace of the request behind a move. The caller holds mu.
+func (l *Log) traceOf(move string) string {
+	for _, r := range slices.Backward(l.traces) {
+		if move != "" && r.move == move {
+			return r.trace
+		}
+	}
+	return ""
 }
 
 // keep is how many events stay in memory.
@@ -41,6 +71,9 @@ func (l *Log) Add(e api.Event) {
 	}
 	l.mu.Lock()
 	e.Node, e.Time = l.node, l.now()
+	if e.Trace == "" {
+		e.Trace = l.traceOf(e.Data["move"])
+	}
 	e.ID = fmt.Sprintf("%d-%d", l.epoch, l.next)
 	l.next++
 	l.ring = append(l.ring, e)

@@ -11,12 +11,15 @@ import (
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/auth"
 	"github.com/drover-data/drover/cluster"
+	"github.com/drover-data/drover/events"
 	"github.com/drover-data/drover/ledger"
+	"github.com/drover-data/drover/peer"
 	"github.com/drover-data/drover/peer/remote"
 	plugin "github.com/drover-data/drover/plugin/docker"
 	"github.com/drover-data/drover/storage"
 	"github.com/drover-data/drover/storage/btrfs"
 	"github.com/drover-data/drover/storage/loopfile"
+	"github.com/drover-data/drover/trace"
 	"github.com/drover-data/drover/users"
 )
 
@@ -28,6 +31,7 @@ type ledgers struct {
 	*ledger.Service
 	control func() bool
 	far     remote.Ledger
+	events  *events.Log
 }
 
 func (l ledgers) near() agent.Ledger {
@@ -46,6 +50,10 @@ func (l ledgers) Create(ctx context.Context, c ledger.Create) (api.Volume, error
 }
 
 func (l ledgers) RequestMove(ctx context.Context, id, branch string, m api.Move) (api.Volume, error) {
+	if m.Trace == "" {
+		m.Trace = trace.ID(ctx)
+	}
+	l.events.Relate(m.ID, m.Trace)
 	return l.near().RequestMove(ctx, id, branch, m)
 }
 
@@ -79,6 +87,17 @@ func (l ledgers) Delete(ctx context.Context, id, by string) (api.Volume, error) 
 
 func (l ledgers) Forget(ctx context.Context, id, branch, node string, epoch uint64) error {
 	return l.near().Forget(ctx, id, branch, node, epoch)
+}
+
+// peers hands the trace of the request behind a move on to the node that it
+// moves to: the agent works on it long after the request was answered.
+type peers struct{ *remote.Network }
+
+func (p peers) Prepare(ctx context.Context, node string, q peer.Preparation) error {
+	if m := q.Volume.Heads[q.Branch].Move; m != nil && m.Trace != "" {
+		ctx = trace.With(ctx, trace.Continue(m.Trace))
+	}
+	return p.Network.Prepare(ctx, node, q)
 }
 
 // finder asks the kernel who uses a head.

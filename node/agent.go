@@ -29,6 +29,7 @@ import (
 	"github.com/drover-data/drover/container/docker"
 	"github.com/drover-data/drover/events"
 	"github.com/drover-data/drover/ledger"
+	"github.com/drover-data/drover/metrics"
 	"github.com/drover-data/drover/peer/remote"
 	plugin "github.com/drover-data/drover/plugin/docker"
 	"github.com/drover-data/drover/state"
@@ -86,6 +87,7 @@ type unit struct {
 	agent   *agent.Agent
 	api     *apiserver.Server
 	events  *events.Log
+	metrics *metrics.Metrics
 	renew   chan struct{}
 }
 
@@ -113,6 +115,7 @@ func Agent(ctx context.Context, cfg Config) error {
 	group.Go(func() error { return u.followRevoked(ctx) })
 	group.Go(func() error { return u.lead(ctx) })
 	group.Go(func() error { return u.followMembership(ctx) })
+	group.Go(func() error { u.countEvents(ctx); return nil })
 	if u.cfg.Ready != nil {
 		u.cfg.Ready()
 	}
@@ -143,7 +146,12 @@ func (u *unit) open() (err error) {
 	if u.kv, err = etcd.Open(config); err != nil {
 		return err
 	}
-	u.store = state.New(u.kv)
+	u.metrics = metrics.New(metrics.Sources{
+		Node: u.node.Name, Version: u.cfg.Version, Volumes: u.assigned,
+		Pools:   func() []api.Pool { return u.agent.Pools() },
+		Expires: func() time.Time { return u.keeper.Certificate().NotAfter },
+	})
+	u.store = state.New(u.metrics.KV(u.kv))
 	return nil
 }
 
@@ -171,13 +179,13 @@ func (u *unit) build() error {
 		return err
 	}
 	books := ledgers{
-		control: u.control, far: remote.Ledger{Network: u.network},
+		control: u.control, events: u.events, far: remote.Ledger{Network: u.network},
 		Service: &ledger.Service{Store: u.store, Now: time.Now, NewID: NewID, Grace: u.cfg.Grace},
 	}
 	u.agent, err = agent.New(agent.Config{
 		Node: u.node.Name, Cluster: u.node.Cluster, DataDir: u.cfg.DataDir, VolatileDir: u.cfg.RunDir,
 	}, agent.Deps{
-		Store: u.store, Ledger: books, Peers: u.network, Engine: engine, Users: finder{},
+		Store: u.store, Ledger: books, Peers: peers{u.network}, Engine: engine, Users: finder{},
 		Open: opener{u.cfg.DataDir}.open, Portable: tree.Streams{}, Events: u.events, Log: u.cfg.Log, Now: time.Now, NewID: NewID,
 	})
 	if err != nil {
@@ -185,7 +193,7 @@ func (u *unit) build() error {
 	}
 	u.api = apiserver.New(apiserver.Config{
 		Node: u.node.Name, Version: u.cfg.Version, Control: u.control, Agent: u.agent, Ledger: books,
-		Cluster: u.cluster, Events: u.events, Log: u.cfg.Log, Forward: u.network.Transport,
+		Cluster: u.cluster, Events: u.events, Log: u.cfg.Log, Forward: u.network.Transport, Metrics: u.metrics.Handler(),
 	})
 	return nil
 }
@@ -209,7 +217,7 @@ func (u *unit) listen(ctx context.Context) ([]func(context.Context) error, error
 	if err != nil {
 		return nil, err
 	}
-	server := &http.Server{Handler: plugin.New(volumes{u.agent}), ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
+	server := &http.Server{Handler: u.metrics.Plugin(plugin.New(volumes{u.agent})), ReadHeaderTimeout: 10 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
 	return []func(context.Context) error{public, local, serving(server, l)}, nil
 }
 
@@ -237,6 +245,7 @@ func (u *unit) listenPublic(ctx context.Context) (func(context.Context) error, e
 	if err != nil {
 		return nil, &api.Error{Kind: api.Unavailable, Op: "listen", Object: u.node.APIAddress(), Err: err, Next: "the address must be this host's, and the port free: see drover doctor"}
 	}
+	served := u.metrics.API(u.api)
 	config := u.keeper.OpenServerTLS(u.revoked, transfer.ALPN, "http/1.1")
 	server := &http.Server{
 		ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, ErrorLog: slog.NewLogLogger(u.cfg.Log.Handler(), slog.LevelDebug),
@@ -246,7 +255,7 @@ func (u *unit) listenPublic(ctx context.Context) (func(context.Context) error, e
 				http.Error(w, err.Error(), http.StatusUnauthorized)
 				return
 			}
-			u.api.ServeHTTP(w, r.WithContext(apiserver.WithIdentity(r.Context(), id)))
+			served.ServeHTTP(w, r.WithContext(apiserver.WithIdentity(r.Context(), id)))
 		}),
 		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){
 			transfer.ALPN: func(_ *http.Server, conn *tls.Conn, _ http.Handler) { u.session(ctx, conn) },
@@ -293,10 +302,11 @@ func (u *unit) listenLocal() (func(context.Context) error, error) {
 		l.Close()
 		return nil, err
 	}
+	served := u.metrics.API(u.api)
 	server := &http.Server{
 		ReadHeaderTimeout: 10 * time.Second,
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			u.api.ServeHTTP(w, r.WithContext(apiserver.WithIdentity(r.Context(), auth.Local(localName(r)))))
+			served.ServeHTTP(w, r.WithContext(apiserver.WithIdentity(r.Context(), auth.Local(localName(r)))))
 		}),
 	}
 	return serving(server, l), nil

@@ -22,19 +22,23 @@ func TestNegotiate(t *testing.T) {
 		{"first copy, unlike kinds", side(btrfs, Copy{"s", "l", 1}), side(zfs), Route{Format: Portable}},
 		{
 			"shared lineage", side(btrfs, Copy{"a", "la", 1}, Copy{"b", "lb", 2}, Copy{"s", "ls", 3}),
-			side(btrfs, Copy{"a", "la", 7}, Copy{"b", "lb", 8}), Route{Format: "btrfs-2", Base: "b"},
+			side(btrfs, Copy{"a", "la", 7}, Copy{"b", "lb", 8}),
+			Route{Format: "btrfs-2", Base: "b"},
 		},
 		{
 			"same id by another way", side(btrfs, Copy{"a", "la", 1}, Copy{"s", "ls", 3}),
-			side(btrfs, Copy{"a", "other", 7}), Route{Format: Portable, Base: "a"},
+			side(btrfs, Copy{"a", "other", 7}),
+			Route{Format: Portable, Base: "a"},
 		},
 		{
 			"an older base of one lineage beats a newer one without", side(btrfs, Copy{"a", "la", 1}, Copy{"b", "lb", 2}, Copy{"s", "ls", 3}),
-			side(btrfs, Copy{"a", "la", 7}, Copy{"b", "other", 8}), Route{Format: "btrfs-2", Base: "a"},
+			side(btrfs, Copy{"a", "la", 7}, Copy{"b", "other", 8}),
+			Route{Format: "btrfs-2", Base: "a"},
 		},
 		{
 			"no lineage is no shared lineage", side(btrfs, Copy{"a", "", 1}, Copy{"s", "", 3}),
-			side(btrfs, Copy{"a", "", 7}), Route{Format: Portable, Base: "a"},
+			side(btrfs, Copy{"a", "", 7}),
+			Route{Format: Portable, Base: "a"},
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/trace"
 )
 
 // Client speaks to one node's API.
@@ -58,6 +59,9 @@ func (c *Client) Do(ctx context.Context, method, path string, in, out any) error
 	}
 	for k, list := range c.header {
 		r.Header[k] = list
+	}
+	if t, ok := trace.From(ctx); ok {
+		r.Header.Set(trace.Header, t.Step().String())
 	}
 	if in != nil {
 		r.Header.Set("Content-Type", "application/json")

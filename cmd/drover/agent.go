@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/drover-data/drover/node"
+	"github.com/drover-data/drover/trace"
 )
 
 // places are the flags that say where a host's units keep things.
@@ -34,7 +35,7 @@ func (p *places) config(log io.Writer) node.Config {
 	}
 	return node.Config{
 		DataDir: p.dataDir, RunDir: p.runDir, PluginDir: p.pluginDir, Docker: p.docker, Version: versionText(),
-		Log: slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: level})),
+		Log: slog.New(trace.Logs(slog.NewTextHandler(log, &slog.HandlerOptions{Level: level}))),
 	}
 }
 

@@ -13,7 +13,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/lab"
+	"github.com/drover-data/drover/trace"
 )
 
 // version is set by the linker in releases.
@@ -23,15 +25,29 @@ func main() {
 	if len(os.Args) > 1 && os.Args[1] == lab.HostCommand {
 		os.Exit(lab.HostMain(os.Args[2:]))
 	}
+	os.Exit(run())
+}
+
+// run runs the command line and gives the exit code.
+func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := rootCommand().ExecuteContext(ctx); err != nil {
-		// A command in a lab host has said itself what went wrong.
-		if exit, ok := errors.AsType[*lab.ExitError](err); !ok || exit.Output != "" {
-			fmt.Fprintln(os.Stderr, "drover:", err)
-		}
-		os.Exit(exitCode(err))
+	ctx = trace.With(ctx, trace.New())
+	err := rootCommand().ExecuteContext(ctx)
+	if err == nil {
+		return 0
 	}
+	if o, ok := errors.AsType[*outcome](err); ok {
+		return o.code
+	}
+	// A command in a lab host has said itself what went wrong.
+	if exit, ok := errors.AsType[*lab.ExitError](err); !ok || exit.Output != "" {
+		fmt.Fprintln(os.Stderr, "drover:", err)
+		if e, ok := errors.AsType[*api.Error](err); ok && e.Kind == api.Internal {
+			fmt.Fprintln(os.Stderr, "drover: this is a defect; the nodes' logs have more under trace", trace.ID(ctx))
+		}
+	}
+	return exitCode(err)
 }
 
 func rootCommand() *cobra.Command {
@@ -42,10 +58,13 @@ func rootCommand() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
+	var t talk
 	root.AddCommand(
-		initCommand(), joinCommand(), statusCommand(), volumeCommand(), poolCommand(), nodeCommand(), userCommand(), eventsCommand(),
-		labCommand(), labClientCommand(), agentCommand(), stateCommand(), unitsCommand(),
+		initCommand(), joinCommand(), statusCommand(&t), volumeCommand(&t), poolCommand(&t), nodeCommand(&t), userCommand(&t), eventsCommand(&t), doctorCommand(&t),
+		openapiCommand(), labCommand(), labClientCommand(), agentCommand(), stateCommand(), unitsCommand(),
 	)
+	completions(root, &t)
+	strict(root)
 	return root
 }
 

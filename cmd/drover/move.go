@@ -27,8 +27,7 @@ func volumeMove(t *talk) *cobra.Command {
 		Long: `Move a volume to another node while its containers run: snapshots are sent
 round after round, then the containers are stopped, the last difference is sent,
 the owner changes, and the containers start on the other node.`,
-		Args:              cobra.RangeArgs(1, 2),
-		ValidArgsFunction: completeVolumes(t),
+		Args: cobra.RangeArgs(1, 2),
 		RunE: func(c *cobra.Command, args []string) (err error) {
 			if cancel {
 				return t.do(c.Context(), http.MethodDelete, volumePath(args[0], "/move?branch=", url.QueryEscape(in.Branch)), nil, nil)

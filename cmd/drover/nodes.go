@@ -20,11 +20,10 @@ import (
 	"github.com/drover-data/drover/state"
 )
 
-func nodeCommand() *cobra.Command {
-	var t talk
+func nodeCommand(t *talk) *cobra.Command {
 	c := &cobra.Command{Use: "node", Short: "Nodes: list, label, drain, remove; tokens that let hosts join"}
 	t.flags(c)
-	c.AddCommand(nodeList(&t), nodeInspect(&t), nodeLabel(&t), nodeDrain(&t), nodeRemove(&t), nodeToken(&t))
+	c.AddCommand(nodeList(t), nodeInspect(t), nodeLabel(t), nodeDrain(t), nodeRemove(t), nodeToken(t))
 	return c
 }
 
@@ -178,8 +177,7 @@ func nodeToken(t *talk) *cobra.Command {
 	return c
 }
 
-func userCommand() *cobra.Command {
-	var t talk
+func userCommand(t *talk) *cobra.Command {
 	c := &cobra.Command{Use: "user", Short: "Users of the remote API: certificates with a role"}
 	t.flags(c)
 	var role, out string
@@ -204,7 +202,7 @@ func userCommand() *cobra.Command {
 			if err := os.WriteFile(filepath.Clean(out), bundle, 0o600); err != nil {
 				return err
 			}
-			fmt.Fprintf(c.OutOrStdout(), "%s (%s): key and certificate are in %s\n", a.User.Name, a.User.Role, out)
+			fmt.Fprintf(c.OutOrStdout(), "%s (%s): key, certificate and the cluster's CA are in %s\nuse it from anywhere: drover --host https://NODE:7433 --cert %s status\n", a.User.Name, a.User.Role, out, out)
 			return nil
 		},
 	}

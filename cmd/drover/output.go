@@ -1,65 +1,18 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
-	"net/http"
-	"os"
-	"os/user"
-	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/dustin/go-humanize"
-	"github.com/spf13/cobra"
 	"sigs.k8s.io/yaml"
 
 	"github.com/drover-data/drover/api"
-	"github.com/drover-data/drover/api/client"
-	"github.com/drover-data/drover/node"
 	plugin "github.com/drover-data/drover/plugin/docker"
 )
-
-// talk is what commands need that ask the agent.
-type talk struct {
-	socket string
-	output string
-	wide   bool
-}
-
-func (t *talk) flags(c *cobra.Command) {
-	c.PersistentFlags().StringVar(&t.socket, "socket", envOr("DROVER_SOCKET", "/run/drover/drover.sock"), "the agent's socket")
-	c.PersistentFlags().StringVarP(&t.output, "output", "o", "table", "table, json or yaml")
-	if err := c.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp)); err != nil {
-		panic(err) // the flag was made a line above
-	}
-}
-
-func envOr(name, fallback string) string {
-	if v := os.Getenv(name); v != "" {
-		return v
-	}
-	return fallback
-}
-
-// client speaks to this host's agent, in the name of whoever runs the command.
-func (t *talk) client() *client.Client {
-	header := http.Header{}
-	if u, err := user.Current(); err == nil {
-		header.Set(node.UserHeader, u.Username)
-	}
-	return client.Unix(t.socket, header)
-}
-
-func (t *talk) do(ctx context.Context, method, path string, in, out any) error {
-	err := t.client().Do(ctx, method, path, in, out)
-	if api.Is(err, api.Unavailable) && strings.Contains(err.Error(), t.socket) {
-		return &api.Error{Kind: api.Unavailable, Op: "ask the agent", Object: t.socket, Err: err, Next: "is it running, and may you use its socket (root and group drover)? drover init makes a cluster"}
-	}
-	return err
-}
 
 // print shows a value: as JSON or YAML whole, as a table by rows.
 func (t *talk) print(w io.Writer, v any, rows func(w *tabwriter.Writer)) error {

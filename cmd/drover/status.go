@@ -12,8 +12,7 @@ import (
 	"github.com/drover-data/drover/api"
 )
 
-func statusCommand() *cobra.Command {
-	var t talk
+func statusCommand(t *talk) *cobra.Command {
 	c := &cobra.Command{
 		Use: "status", Short: "The cluster at a glance", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
@@ -41,8 +40,7 @@ func statusCommand() *cobra.Command {
 	return c
 }
 
-func poolCommand() *cobra.Command {
-	var t talk
+func poolCommand(t *talk) *cobra.Command {
 	c := &cobra.Command{Use: "pool", Short: "Pools: where nodes keep data"}
 	t.flags(c)
 	var in api.AddPool
@@ -98,8 +96,7 @@ func poolRows(w *tabwriter.Writer, list []api.Pool) {
 	}
 }
 
-func eventsCommand() *cobra.Command {
-	var t talk
+func eventsCommand(t *talk) *cobra.Command {
 	var node string
 	var follow bool
 	c := &cobra.Command{

@@ -14,13 +14,12 @@ import (
 	"github.com/drover-data/drover/api"
 )
 
-func volumeCommand() *cobra.Command {
-	var t talk
+func volumeCommand(t *talk) *cobra.Command {
 	c := &cobra.Command{Use: "volume", Aliases: []string{"vol"}, Short: "Volumes: create, move, resize, remove, restore"}
 	t.flags(c)
 	c.AddCommand(
-		volumeCreate(&t), volumeList(&t), volumeInspect(&t), volumeMove(&t), volumeRemove(&t),
-		volumeRestore(&t), volumePurge(&t), volumeResize(&t), volumeLabel(&t),
+		volumeCreate(t), volumeList(t), volumeInspect(t), volumeMove(t), volumeRemove(t),
+		volumeRestore(t), volumePurge(t), volumeResize(t), volumeLabel(t),
 	)
 	return c
 }
@@ -28,24 +27,6 @@ func volumeCommand() *cobra.Command {
 // volumePath is a volume's place in the API.
 func volumePath(ref string, more ...string) string {
 	return "/v1/volumes/" + url.PathEscape(ref) + strings.Join(more, "")
-}
-
-// completeVolumes offers the names of volumes as first argument.
-func completeVolumes(t *talk) func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-	return func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-		if len(args) > 0 {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
-		var list []api.Volume
-		if t.do(c.Context(), http.MethodGet, "/v1/volumes", nil, &list) != nil {
-			return nil, cobra.ShellCompDirectiveError
-		}
-		names := make([]string, len(list))
-		for i, v := range list {
-			names[i] = v.Name
-		}
-		return names, cobra.ShellCompDirectiveNoFileComp
-	}
 }
 
 func parseLabels(list []string) (map[string]string, error) {
@@ -149,10 +130,9 @@ func headState(v api.Volume, h api.Head) string {
 
 func volumeInspect(t *talk) *cobra.Command {
 	return &cobra.Command{
-		Use:               "inspect NAME",
-		Short:             "Show a volume, who uses it, and what it waits for",
-		Args:              cobra.ExactArgs(1),
-		ValidArgsFunction: completeVolumes(t),
+		Use:   "inspect NAME",
+		Short: "Show a volume, who uses it, and what it waits for",
+		Args:  cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			var d api.VolumeDetail
 			if err := t.do(c.Context(), http.MethodGet, volumePath(args[0]), nil, &d); err != nil {
@@ -208,10 +188,9 @@ func inspectRows(w *tabwriter.Writer, d api.VolumeDetail) {
 
 func volumeRemove(t *talk) *cobra.Command {
 	return &cobra.Command{
-		Use:               "rm NAME...",
-		Short:             "Delete volumes; they can be restored for a day",
-		Args:              cobra.MinimumNArgs(1),
-		ValidArgsFunction: completeVolumes(t),
+		Use:   "rm NAME...",
+		Short: "Delete volumes; they can be restored for a day",
+		Args:  cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			for _, ref := range args {
 				if err := t.do(c.Context(), http.MethodDelete, volumePath(ref), nil, nil); err != nil {
@@ -263,10 +242,9 @@ func volumePurge(t *talk) *cobra.Command {
 
 func volumeResize(t *talk) *cobra.Command {
 	return &cobra.Command{
-		Use:               "resize NAME SIZE",
-		Short:             "Change a volume's limit; 0 removes it",
-		Args:              cobra.ExactArgs(2),
-		ValidArgsFunction: completeVolumes(t),
+		Use:   "resize NAME SIZE",
+		Short: "Change a volume's limit; 0 removes it",
+		Args:  cobra.ExactArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
 			size := int64(0)
 			if args[1] != "0" {
@@ -287,10 +265,9 @@ func volumeResize(t *talk) *cobra.Command {
 
 func volumeLabel(t *talk) *cobra.Command {
 	return &cobra.Command{
-		Use:               "label NAME KEY=VALUE|KEY-...",
-		Short:             "Set labels, or remove those with a minus behind",
-		Args:              cobra.MinimumNArgs(2),
-		ValidArgsFunction: completeVolumes(t),
+		Use:   "label NAME KEY=VALUE|KEY-...",
+		Short: "Set labels, or remove those with a minus behind",
+		Args:  cobra.MinimumNArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
 			set, remove := splitLabels(args[1:])
 			var v api.Volume

@@ -174,8 +174,26 @@ func TestParseCreate(t *testing.T) {
 		t.Errorf("got %v %v, want %v", r, err, want)
 	}
 	for _, opts := range []map[string]string{
-		{"size": ""}, {"size": "10"}, {"size": "-1G"}, {"size": "1e9"}, {"size": "9999999P"}, {"size": "1GG"}, {"size": "G"}, {"size": "1.G"}, {"size": "64MiBB"}, {"size": "NaN"},
-		{"pool": ""}, {"pool": "a/b"}, {"node": "Host"}, {"from": "x@"}, {"labels": "a"}, {"labels": "a=1,a=2"}, {"label.": "x"}, {"labels": "a=1", "label.a": "2"}, {"Size": "1G"}, {"": ""},
+		{"size": ""},
+		{"size": "10"},
+		{"size": "-1G"},
+		{"size": "1e9"},
+		{"size": "9999999P"},
+		{"size": "1GG"},
+		{"size": "G"},
+		{"size": "1.G"},
+		{"size": "64MiBB"},
+		{"size": "NaN"},
+		{"pool": ""},
+		{"pool": "a/b"},
+		{"node": "Host"},
+		{"from": "x@"},
+		{"labels": "a"},
+		{"labels": "a=1,a=2"},
+		{"label.": "x"},
+		{"labels": "a=1", "label.a": "2"},
+		{"Size": "1G"},
+		{"": ""},
 	} {
 		_, err := ParseCreate("pg", opts)
 		if !api.Is(err, api.Invalid) || !strings.Contains(err.Error(), "valid options are size=") {
