@@ -2,9 +2,13 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/container"
@@ -215,6 +219,10 @@ func (h *head) unmount(ctx context.Context, b storage.Backend) error {
 	// An empty mount point is no use to anybody, and a way to write beside
 	// the volume; that it is not empty would be news.
 	if err := os.Remove(target); err != nil && !os.IsNotExist(err) {
+		return err
+	}
+	// The volume's own directory goes with its last branch.
+	if err := os.Remove(filepath.Dir(target)); err != nil && !os.IsNotExist(err) && !errors.Is(err, unix.ENOTEMPTY) {
 		return err
 	}
 	return nil
