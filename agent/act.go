@@ -298,28 +298,27 @@ func (h *head) startUsers(ctx context.Context) error {
 // startMoved makes and starts one container; one that comes back to where its
 // original stands goes on as that.
 func (h *head) startMoved(ctx context.Context, p prepared, spec container.Spec) error {
-	id := ""
+	engine, id := h.a.deps.Engine, ""
 	if slices.Contains(p.Reuse, spec.Name) {
-		c, err := h.a.deps.Engine.Inspect(ctx, spec.Name)
+		c, err := engine.Inspect(ctx, spec.Name)
 		if err != nil && !api.Is(err, api.NotFound) {
 			return err
 		}
-		if err == nil {
-			if policy := p.Restart[spec.Name]; policy != "" {
-				if err := h.a.deps.Engine.SetRestart(ctx, c.ID, policy); err != nil {
-					return err
-				}
-			}
-			id = c.ID
-		}
+		id = c.ID
 	}
 	if id == "" {
 		var err error
-		if id, err = h.a.deps.Engine.Import(ctx, spec); err != nil {
+		if id, err = engine.Import(ctx, spec); err != nil {
 			return err
 		}
 	}
-	return h.a.deps.Engine.Start(ctx, id)
+	// It may have been described after the move had switched its restarting off.
+	if policy := p.Restart[spec.Name]; policy != "" {
+		if err := engine.SetRestart(ctx, id, policy); err != nil {
+			return err
+		}
+	}
+	return engine.Start(ctx, id)
 }
 
 // complain tells once, not at each attempt.

@@ -141,13 +141,23 @@ func (d *docker) write(c container.Container, b *binding) {
 		select {
 		case <-b.stop:
 			return
-		case <-time.After(time.Duration(100+d.h.w.rand(900)) * time.Millisecond):
+		case <-time.After(d.h.w.pace()):
 		}
 		if now, err := d.Engine.Inspect(context.Background(), c.ID); err != nil || now.State != container.Running {
 			continue
 		}
 		d.record(c, b)
 	}
+}
+
+// pace is how long a container thinks between two records.
+func (w *world) pace() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.quiet {
+		return 5 * time.Second
+	}
+	return time.Duration(100+w.rng.IntN(900)) * time.Millisecond
 }
 
 func record(n int) string { return fmt.Sprintf("r%06d", n) }
