@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/container"
@@ -249,8 +250,35 @@ func (h *head) arriving(rec api.Head, fresh bool) (bool, error) {
 	if found {
 		return true, nil
 	}
-	_, waits, err := get[bool](h.a.index, bucketWaiting, h.id())
+	_, waits, err := get[time.Time](h.a.index, bucketWaiting, h.id())
 	return waits, err
+}
+
+// patience is how long a container may wait for a head of which nothing says
+// that it comes here.
+const patience = time.Minute
+
+// stillWaiting forgets containers that wait in vain, and says when to look again.
+func (h *head) stillWaiting(rec api.Head, fresh bool) (time.Duration, error) {
+	since, waits, err := get[time.Time](h.a.index, bucketWaiting, h.id())
+	if err != nil || !waits || !fresh || rec.Node == h.a.cfg.Node || (rec.Move != nil && rec.Move.To == h.a.cfg.Node) {
+		return 0, err
+	}
+	if left := patience - h.a.deps.Now().Sub(since); left > 0 {
+		return left, nil
+	}
+	return 0, remove(h.a.index, bucketWaiting, h.id())
+}
+
+// wait notes that a container here could not start for want of the head.
+func (a *Agent) wait(key headKey) error {
+	if err := put(a.index, bucketWaiting, key.volume+"@"+key.branch, a.deps.Now()); err != nil {
+		return err
+	}
+	if h := a.head(key.volume, key.branch); h != nil {
+		h.kick()
+	}
+	return nil
 }
 
 // startUsers makes and starts the containers that came with the head, and
@@ -286,10 +314,11 @@ func (h *head) startUsers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := h.startWaiting(ctx, v); err != nil {
+	// A container that fails for the volume once more puts the mark back.
+	if err := remove(h.a.index, bucketWaiting, h.id()); err != nil {
 		return err
 	}
-	if err := remove(h.a.index, bucketWaiting, h.id()); err != nil {
+	if err := h.startWaiting(ctx, v); err != nil {
 		return err
 	}
 	return failed
@@ -338,17 +367,25 @@ func (h *head) startWaiting(ctx context.Context, v api.Volume) error {
 	if err != nil {
 		return err
 	}
+	var failed error
 	for _, c := range cs {
 		if !failedForVolume(c) {
 			continue
 		}
-		if err := h.a.deps.Engine.Start(ctx, c.ID); err != nil {
-			h.a.event("container.failed", "warning", v, h.key.branch, "container "+c.Name+" waited for the volume and does not start: "+err.Error(), nil)
+		err := h.a.deps.Engine.Start(ctx, c.ID)
+		if err == nil {
+			h.a.event("container.started", "info", v, h.key.branch, "container "+c.Name+" had waited for the volume and runs now", nil)
 			continue
 		}
-		h.a.event("container.started", "info", v, h.key.branch, "container "+c.Name+" had waited for the volume and runs now", nil)
+		h.complain(v, "container "+c.Name+" waited for the volume and does not start: "+err.Error())
+		if volumeError(err.Error()) || api.Is(err, api.Unavailable) {
+			failed = err
+			if err := h.a.wait(h.key); err != nil {
+				return err
+			}
+		}
 	}
-	return nil
+	return failed
 }
 
 // failedForVolume reports whether the engine could not start a container only

@@ -274,7 +274,8 @@ func (d *docker) boot() {
 		if c.Restart == "always" {
 			go func() {
 				time.Sleep(time.Duration(d.h.w.rand(2000)) * time.Millisecond)
-				_ = d.start(context.Background(), c.ID)
+				err := d.start(context.Background(), c.ID)
+				d.h.w.logf("%s: docker starts %s after the boot: %v", d.h.name, c.Name, err)
 			}()
 		}
 	}
