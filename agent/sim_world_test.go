@@ -180,7 +180,7 @@ func through[T any](l *life, call string, f func() (T, error)) (T, error) {
 	return v, nil
 }
 
-func newWorld(t *testing.T, seed uint64, nodes int, slow bool) *world {
+func newWorld(t *testing.T, seed uint64, nodes int, slow func(host, pool string) bool) *world {
 	w := &world{
 		t: t, dir: simDir(t), kv: state.NewMemory(), rng: rand.New(rand.NewPCG(seed, 7)),
 		hosts: map[string]*host{}, cut: map[string]bool{}, acked: map[string]int{},
@@ -191,8 +191,8 @@ func newWorld(t *testing.T, seed uint64, nodes int, slow bool) *world {
 		name := string(rune('a' + i))
 		h := &host{w: w, name: name, dir: filepath.Join(w.dir, name), pools: map[string]*poolmemory.Backend{}, slow: map[string]bool{}}
 		w.hosts[name] = h
-		h.addPool("default", slow && i == 1)
-		h.addPool("second", slow && i != 1)
+		h.addPool("default", slow(name, "default"))
+		h.addPool("second", slow(name, "second"))
 		h.docker = newDocker(h)
 		err := w.store.Update(t.Context(), func(tx *state.Tx) error {
 			if err := state.Nodes.Put(tx, name, api.Node{Name: name}); err != nil {

@@ -405,8 +405,14 @@ func (a *Agent) Unmount(ctx context.Context, name, id string) error {
 	h.mounting.Lock()
 	defer h.mounting.Unlock()
 	left, err := a.refs.remove(h.key, id)
-	if err != nil || left > 0 {
+	if err != nil {
 		return err
+	}
+	if left > 0 {
+		// A crash may have left references that nobody will take back.
+		if holders, err := h.holders(ctx); err != nil || len(holders) > 0 {
+			return nil //nolint:nilerr // then somebody may still use it
+		}
 	}
 	b, err := a.backend(h.volume().Heads[branch].Pool)
 	if err != nil {
