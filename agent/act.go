@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -257,8 +258,35 @@ func (h *head) arriving(rec api.Head, fresh bool) (bool, error) {
 	if found {
 		return true, nil
 	}
-	_, waits, err := get[bool](h.a.index, bucketWaiting, h.id())
+	_, waits, err := get[time.Time](h.a.index, bucketWaiting, h.id())
 	return waits, err
+}
+
+// patience is how long a container may wait for a head of which nothing says
+// that it comes here.
+const patience = time.Minute
+
+// stillWaiting forgets containers that wait in vain, and says when to look again.
+func (h *head) stillWaiting(rec api.Head, fresh bool) (time.Duration, error) {
+	since, waits, err := get[time.Time](h.a.index, bucketWaiting, h.id())
+	if err != nil || !waits || !fresh || rec.Node == h.a.cfg.Node || (rec.Move != nil && rec.Move.To == h.a.cfg.Node) {
+		return 0, err
+	}
+	if left := patience - h.a.deps.Now().Sub(since); left > 0 {
+		return left, nil
+	}
+	return 0, remove(h.a.index, bucketWaiting, h.id())
+}
+
+// wait notes that a container here could not start for want of the head.
+func (a *Agent) wait(key headKey) error {
+	if err := put(a.index, bucketWaiting, key.volume+"@"+key.branch, a.deps.Now()); err != nil {
+		return err
+	}
+	if h := a.head(key.volume, key.branch); h != nil {
+		h.kick()
+	}
+	return nil
 }
 
 // startUsers makes and starts the containers that came with the head, and
@@ -294,10 +322,11 @@ func (h *head) startUsers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := h.startWaiting(ctx, v); err != nil {
+	// A container that fails for the volume once more puts the mark back.
+	if err := remove(h.a.index, bucketWaiting, h.id()); err != nil {
 		return err
 	}
-	if err := remove(h.a.index, bucketWaiting, h.id()); err != nil {
+	if err := h.startWaiting(ctx, v); err != nil {
 		return err
 	}
 	return failed
@@ -306,28 +335,27 @@ func (h *head) startUsers(ctx context.Context) error {
 // startMoved makes and starts one container; one that comes back to where its
 // original stands goes on as that.
 func (h *head) startMoved(ctx context.Context, p prepared, spec container.Spec) error {
-	id := ""
+	engine, id := h.a.deps.Engine, ""
 	if slices.Contains(p.Reuse, spec.Name) {
-		c, err := h.a.deps.Engine.Inspect(ctx, spec.Name)
+		c, err := engine.Inspect(ctx, spec.Name)
 		if err != nil && !api.Is(err, api.NotFound) {
 			return err
 		}
-		if err == nil {
-			if policy := p.Restart[spec.Name]; policy != "" {
-				if err := h.a.deps.Engine.SetRestart(ctx, c.ID, policy); err != nil {
-					return err
-				}
-			}
-			id = c.ID
-		}
+		id = c.ID
 	}
 	if id == "" {
 		var err error
-		if id, err = h.a.deps.Engine.Import(ctx, spec); err != nil {
+		if id, err = engine.Import(ctx, spec); err != nil {
 			return err
 		}
 	}
-	return h.a.deps.Engine.Start(ctx, id)
+	// It may have been described after the move had switched its restarting off.
+	if policy := p.Restart[spec.Name]; policy != "" {
+		if err := engine.SetRestart(ctx, id, policy); err != nil {
+			return err
+		}
+	}
+	return engine.Start(ctx, id)
 }
 
 // complain tells once, not at each attempt.
@@ -347,6 +375,7 @@ func (h *head) startWaiting(ctx context.Context, v api.Volume) error {
 	if err != nil {
 		return err
 	}
+	var failed error
 	for _, c := range cs {
 		if c.State.Uses() {
 			continue
@@ -355,13 +384,20 @@ func (h *head) startWaiting(ctx context.Context, v api.Volume) error {
 		if err != nil || !failedForVolume(c) {
 			continue
 		}
-		if err := h.a.deps.Engine.Start(ctx, c.ID); err != nil {
-			h.a.event("container.failed", "warning", v, h.key.branch, "container "+c.Name+" waited for the volume and does not start: "+err.Error(), nil)
+		err := h.a.deps.Engine.Start(ctx, c.ID)
+		if err == nil {
+			h.a.event("container.started", "info", v, h.key.branch, "container "+c.Name+" had waited for the volume and runs now", nil)
 			continue
 		}
-		h.a.event("container.started", "info", v, h.key.branch, "container "+c.Name+" had waited for the volume and runs now", nil)
+		h.complain(v, "container "+c.Name+" waited for the volume and does not start: "+err.Error())
+		if volumeError(err.Error()) || api.Is(err, api.Unavailable) {
+			failed = err
+			if err := h.a.wait(h.key); err != nil {
+				return err
+			}
+		}
 	}
-	return nil
+	return failed
 }
 
 // failedForVolume reports whether the engine could not start a container only

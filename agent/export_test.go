@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"time"
+
 	"github.com/drover-data/drover/peer"
 )
 
@@ -29,7 +31,7 @@ func (a *Agent) Leftovers() (Leftovers, error) {
 	if err := each(a.index, bucketPrepared, func(k string, _ peer.Preparation) { l.Prepared = append(l.Prepared, k) }); err != nil {
 		return l, err
 	}
-	if err := each(a.index, bucketWaiting, func(k string, _ bool) { l.Waiting = append(l.Waiting, k) }); err != nil {
+	if err := each(a.index, bucketWaiting, func(k string, _ time.Time) { l.Waiting = append(l.Waiting, k) }); err != nil {
 		return l, err
 	}
 	err := each(a.index, bucketBases, func(k string, id string) {

@@ -136,6 +136,11 @@ func (h *head) cares() bool {
 
 func (h *head) run(ctx context.Context, done chan struct{}) {
 	defer close(done)
+	// Containers that failed for the volume while no agent ran, at the boot of
+	// the host above all, wait for it.
+	if err := put(h.a.index, bucketWaiting, h.id(), h.a.deps.Now()); err != nil {
+		h.a.deps.Log.Error("cannot look for containers that wait", "error", err)
+	}
 	if h.after != nil {
 		select {
 		case <-ctx.Done():
@@ -214,7 +219,7 @@ func (h *head) look(ctx context.Context) (time.Duration, error) {
 		if !progressed {
 			h.setWaiting("")
 			h.setAlarm("")
-			return 0, nil
+			return h.stillWaiting(o.Volume.Heads[h.key.branch], o.Fresh)
 		}
 	}
 	return time.Second, nil

@@ -69,6 +69,10 @@ type mover struct {
 	rounds []plan.Round
 	unsent string
 	failed string
+	// resumed: the move began before this process did. Containers that the
+	// target was told of and that do not run may be so because the host was
+	// restarted; they move as if they ran.
+	resumed bool
 
 	mu       sync.Mutex
 	stopper  chan struct{}      // guarded by mu; closed when the engine has stopped all users
@@ -117,7 +121,7 @@ func (m *mover) forget() error {
 // plan undoes what that left first.
 func (m *mover) begin(j journal, wish api.Move, epoch uint64, v api.Volume) (journal, error) {
 	if m.move != wish.ID {
-		m.move, m.rounds, m.unsent, m.failed = wish.ID, nil, "", ""
+		m.move, m.rounds, m.unsent, m.failed, m.resumed = wish.ID, nil, "", "", j.Move == wish.ID
 		m.mu.Lock()
 		m.stopper, m.stopErr = nil, nil
 		m.rate = meter{}
@@ -175,13 +179,31 @@ func (m *mover) observe(ctx context.Context, v api.Volume, rec api.Head, j journ
 	if err != nil {
 		return s, err
 	}
-	m.observeUsers(&s, j, rec, holders)
+	down, err := m.down(ctx, j)
+	if err != nil {
+		return s, err
+	}
+	m.observeUsers(&s, j, rec, holders, down)
 	return s, nil
 }
 
+// down gives the ids of containers that the move takes along though they do
+// not run; see resumed.
+func (m *mover) down(ctx context.Context, j journal) (ids []string, err error) {
+	if !m.resumed || j.Stopping || len(j.Told) == 0 {
+		return nil, nil
+	}
+	cs, err := m.h.containers(ctx)
+	for _, c := range cs {
+		if !c.State.Uses() && c.Restart != "no" && slices.Contains(j.Told, c.ID) {
+			ids = append(ids, c.ID)
+		}
+	}
+	return ids, err
+}
+
 // observeUsers says who uses the head, and how far stopping them has come.
-func (m *mover) observeUsers(s *plan.MoveState, j journal, rec api.Head, holders []holder) {
-	var running []string
+func (m *mover) observeUsers(s *plan.MoveState, j journal, rec api.Head, holders []holder, running []string) {
 	s.Holders, s.Movable = names(holders), true
 	for _, x := range holders {
 		if x.Container != "" {
@@ -190,7 +212,7 @@ func (m *mover) observeUsers(s *plan.MoveState, j journal, rec api.Head, holders
 			s.Movable = false
 		}
 	}
-	s.Users = len(holders) > 0
+	s.Users = len(holders) > 0 || len(running) > 0
 	if j.Closed {
 		// Whoever else is there now can only be waited for: a mount that was
 		// asked for before the head closed becomes a container, or is forgotten.
@@ -217,13 +239,14 @@ func (m *mover) observeUsers(s *plan.MoveState, j journal, rec api.Head, holders
 	}
 	s.Gone = j.Closed && len(holders) == 0 && !s.Mounted
 	if rec.Move.Options.Users == api.UsersMove {
-		s.Checked = s.Checked && j.told(running, s.Stopping && s.Stopped)
+		s.Checked = s.Checked && j.told(running)
 	}
 }
 
 // told reports whether the target knows of the containers that are to be made
-// there: all that run, and in the end exactly those that were stopped.
-func (j journal) told(running []string, over bool) bool {
+// there: all that run, and once none can begin any more, exactly those that
+// were stopped.
+func (j journal) told(running []string) bool {
 	if j.Here {
 		return true
 	}
@@ -232,7 +255,7 @@ func (j journal) told(running []string, over bool) bool {
 			return false
 		}
 	}
-	if !over {
+	if !j.Closed || len(running) > 0 {
 		return true
 	}
 	for _, s := range j.Stopped {
@@ -559,9 +582,13 @@ func (m *mover) stop(ctx context.Context, rec api.Head, j journal) error {
 	if err != nil {
 		return err
 	}
+	down, err := m.down(ctx, j)
+	if err != nil {
+		return err
+	}
 	var running []container.Container
 	for _, c := range cs {
-		if !slices.ContainsFunc(holders, func(x holder) bool { return x.ID == c.ID }) {
+		if !slices.Contains(down, c.ID) && !slices.ContainsFunc(holders, func(x holder) bool { return x.ID == c.ID }) {
 			continue
 		}
 		running = append(running, c)

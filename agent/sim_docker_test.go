@@ -141,13 +141,23 @@ func (d *docker) write(c container.Container, b *binding) {
 		select {
 		case <-b.stop:
 			return
-		case <-time.After(time.Duration(100+d.h.w.rand(900)) * time.Millisecond):
+		case <-time.After(d.h.w.pace()):
 		}
 		if now, err := d.Engine.Inspect(context.Background(), c.ID); err != nil || now.State != container.Running {
 			continue
 		}
 		d.record(c, b)
 	}
+}
+
+// pace is how long a container thinks between two records.
+func (w *world) pace() time.Duration {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.quiet {
+		return 5 * time.Second
+	}
+	return time.Duration(100+w.rng.IntN(900)) * time.Millisecond
 }
 
 func record(n int) string { return fmt.Sprintf("r%06d", n) }
@@ -264,7 +274,8 @@ func (d *docker) boot() {
 		if c.Restart == "always" {
 			go func() {
 				time.Sleep(time.Duration(d.h.w.rand(2000)) * time.Millisecond)
-				_ = d.start(context.Background(), c.ID)
+				err := d.start(context.Background(), c.ID)
+				d.h.w.logf("%s: docker starts %s after the boot: %v", d.h.name, c.Name, err)
 			}()
 		}
 	}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -324,7 +325,17 @@ func (a *Agent) Mount(ctx context.Context, name, id string) (string, error) {
 		return "", marked(notHere(a.cfg.Node, v.Name))
 	}
 	path, err := h.use(ctx, id)
-	return path, marked(err)
+	if err = marked(err); isMarked(err) {
+		if err := a.wait(h.key); err != nil {
+			a.deps.Log.Error("cannot note that a container waits", "volume", v.Name, "error", err)
+		}
+	}
+	return path, err
+}
+
+func isMarked(err error) bool {
+	var m *markedError
+	return errors.As(err, &m)
 }
 
 // use adds a reference and mounts the head if it is not mounted.
@@ -395,8 +406,14 @@ func (a *Agent) Unmount(ctx context.Context, name, id string) error {
 	h.mounting.Lock()
 	defer h.mounting.Unlock()
 	left, err := a.refs.remove(h.key, id)
-	if err != nil || left > 0 {
+	if err != nil {
 		return err
+	}
+	if left > 0 {
+		// A crash may have left references that nobody will take back.
+		if holders, err := h.holders(ctx); err != nil || len(holders) > 0 {
+			return nil //nolint:nilerr // then somebody may still use it
+		}
 	}
 	b, err := a.backend(h.volume().Heads[branch].Pool)
 	if err != nil {
@@ -485,12 +502,8 @@ func (a *Agent) ready(ctx context.Context, volume, branch string, patience time.
 // onTheWay tells Docker that the head is coming, and has the agent start the
 // container then.
 func (a *Agent) onTheWay(ctx context.Context, v api.Volume, branch string, cause error) error {
-	key := headKey{v.ID, branch}
-	if err := put(a.index, bucketWaiting, key.volume+"@"+key.branch, true); err != nil {
+	if err := a.wait(headKey{v.ID, branch}); err != nil {
 		return err
-	}
-	if h := a.head(v.ID, branch); h != nil {
-		h.kick()
 	}
 	text := "moving here"
 	asking, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
