@@ -9,13 +9,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// sink takes records: a stream, or another tree at once.
+type sink interface{ put(*record) error }
+
+// copier is a sink that takes a file's content by itself.
+type copier interface {
+	copyFile(src int, path string, size int64) error
+}
+
 // differ writes the records that turn tree a into tree b. It walks both side
 // by side, names sorted, once for each pass; what it decides about an entry
 // depends on the two trees only, so each pass decides alike.
 type differ struct {
 	ctx  context.Context
 	a, b *view // a is nil for a full stream
-	out  *encoder
+	out  sink
 	// Times of change at or behind this moment prove nothing: the base was
 	// taken so soon after that the clock may not have moved.
 	recent int64
@@ -359,6 +367,9 @@ func (d *differ) whole(fb *folder, name, path string, e *entry) error {
 		return err
 	}
 	defer unix.Close(fd)
+	if c, ok := d.out.(copier); ok {
+		return c.copyFile(fd, path, e.size)
+	}
 	for off := int64(0); off < e.size; {
 		x, err := nextData(fd, off, e.size)
 		if err != nil {
