@@ -76,13 +76,11 @@ const (
 
 // dir handles a directory: its children, then itself.
 func (d *differ) dir(fa, fb *folder, path string, isFresh bool) error {
+	defer fb.close()
+	defer fa.close()
 	touched, err := d.children(fa, fb)
 	if err != nil {
 		return err
-	}
-	defer fb.close()
-	if fa != nil {
-		defer fa.close()
 	}
 	eb, err := lookSelf(fb)
 	if err != nil {
