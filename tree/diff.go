@@ -467,6 +467,7 @@ func (d *differ) compare(fa, fb *folder, name, path string, ea, eb *entry) (chan
 	}
 	defer unix.Close(b)
 	var xa, xb extent
+	shared := newSharing(a, b)
 	for off := int64(0); off < eb.size; {
 		if xb.to <= off {
 			if xb, err = nextData(b, off, eb.size); err != nil {
@@ -484,7 +485,7 @@ func (d *differ) compare(fa, fb *folder, name, path string, ea, eb *entry) (chan
 		r := extent{off, end}
 		switch {
 		case inB && inA:
-			err = d.differing(a, b, path, r, begin)
+			err = d.differing(a, b, path, r, shared, begin)
 		case inB:
 			if err = begin(); err == nil {
 				err = d.data(b, path, r)
@@ -517,8 +518,11 @@ func edge(x extent, off, size int64) (end int64, in bool) {
 const page = 4096
 
 // differing writes the pages of a range that are data in both and not the same.
-func (d *differ) differing(a, b int, path string, x extent, begin func() error) error {
-	for off := x.from; off < x.to; {
+func (d *differ) differing(a, b int, path string, x extent, shared *sharing, begin func() error) error {
+	for off := x.from; ; {
+		if off = shared.skip(off, x.to); off >= x.to {
+			return nil
+		}
 		if err := d.ctx.Err(); err != nil {
 			return err
 		}
@@ -554,5 +558,4 @@ func (d *differ) differing(a, b int, path string, x extent, begin func() error) 
 		}
 		off = end
 	}
-	return nil
 }
