@@ -11,8 +11,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -103,6 +105,13 @@ func (c cutting) Write(p []byte) (int, error) {
 // bring brings a snapshot over connections of which the first ones break.
 func bring(t *testing.T, from, to storage.Backend, id string, size int64, cuts int) transfer.Result {
 	t.Helper()
+	result, err := send(t, from, to, id, size, cuts, false)
+	must(t, err)
+	return result
+}
+
+func send(t *testing.T, from, to storage.Backend, id string, size int64, cuts int, allowLoss bool) (transfer.Result, error) {
+	t.Helper()
 	target := &transfer.Target{
 		Pool:     func(string) (storage.Backend, error) { return to, nil },
 		Permit:   func(context.Context, string, transfer.Offer) error { return nil },
@@ -126,12 +135,11 @@ func bring(t *testing.T, from, to storage.Backend, id string, size int64, cuts i
 		}
 		return cutting{here, left}, nil
 	}}
-	result, err := source.Send(t.Context(), transfer.Job{Offer: transfer.Offer{Volume: "v", Branch: "main", Pool: "p", Snapshot: id, Fidelity: info.Fidelity, Stream: "test"}})
-	must(t, err)
+	result, err := source.Send(t.Context(), transfer.Job{Offer: transfer.Offer{Volume: "v", Branch: "main", Pool: "p", Snapshot: id, Fidelity: info.Fidelity, AllowLoss: allowLoss, Stream: "test"}})
 	for range opened {
 		<-served
 	}
-	return result
+	return result, err
 }
 
 func find(t *testing.T, b storage.Backend, id string) storage.Snapshot {
@@ -194,13 +202,54 @@ func TestBetweenPools(t *testing.T) {
 						t.Fatalf("a small change took %d bytes", result.Sent)
 					}
 					t.Logf("round %d: %d bytes in %d attempts, %d twice", round, result.Sent, result.Attempts, result.Resent)
-					differ, err := tree.Compare(s.Dir, find(t, dst, from).Dir, storage.Full())
-					must(t, err)
-					if len(differ) > 0 {
-						t.Fatalf("round %d: the copies differ: %v", round, differ[:min(len(differ), 5)])
-					}
+					compare(t, s.Dir, find(t, dst, from).Dir, storage.Full())
 				}
 			})
 		}
+	}
+}
+
+// TestPoorPool: what a pool cannot keep is refused, or kept beside the data,
+// travels on by a native stream too, and is there again on a pool that can.
+func TestPoorPool(t *testing.T) {
+	key := storage.HeadKey{Volume: "v", Branch: api.MainBranch}
+	rich := kinds[0].open(t)
+	// Inodes of 128 bytes: times in seconds, up to the year 2038.
+	poor := openDir(t, loopFS(t, "mkfs.ext4", "-q", "-F", "-I", "128"))
+	info, err := poor.Info(t.Context())
+	must(t, err)
+	if info.Fidelity.TimeGrain != time.Second || info.Fidelity.TimeMax == 0 {
+		t.Fatalf("the poor pool keeps %+v", info.Fidelity)
+	}
+	h, err := rich.CreateHead(t.Context(), storage.HeadSpec{Key: key})
+	must(t, err)
+	treetest.Populate(t, h.Dir)
+	s0, err := rich.Snapshot(t.Context(), key, "s0", nil)
+	must(t, err)
+	if _, err := send(t, rich, poor, "s0", 0, 0, false); !api.Is(err, api.Unsupported) || !strings.Contains(err.Error(), "times") {
+		t.Fatalf("what would be lost was not refused: %v", err)
+	}
+	if _, err := send(t, rich, poor, "s0", 500_000, 2, true); err != nil {
+		t.Fatal(err)
+	}
+	compare(t, s0.Dir, find(t, poor, "s0").Dir, info.Fidelity)
+	// There it is changed, and goes to a third pool, by the difference and in full.
+	_, err = poor.CreateHead(t.Context(), storage.HeadSpec{Key: key, From: "s0"})
+	must(t, err)
+	_, err = poor.Snapshot(t.Context(), key, "s1", nil)
+	must(t, err)
+	third := kinds[1].open(t)
+	bring(t, poor, third, "s1", 0, 0)
+	compare(t, s0.Dir, find(t, third, "s1").Dir, storage.Full())
+	bring(t, poor, rich, "s1", 0, 0)
+	compare(t, s0.Dir, find(t, rich, "s1").Dir, storage.Full())
+}
+
+func compare(t *testing.T, a, b string, f storage.Fidelity) {
+	t.Helper()
+	differ, err := tree.Compare(a, b, f)
+	must(t, err)
+	if len(differ) > 0 {
+		t.Fatalf("the copies differ: %v", differ[:min(len(differ), 5)])
 	}
 }
