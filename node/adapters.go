@@ -155,7 +155,7 @@ func (o opener) open(ctx context.Context, p api.AddPool, create bool) (storage.B
 	case p.Kind == "dir":
 		b, err = dir.New(dir.Config{Dir: p.Source})
 	default:
-		err = &api.Error{Kind: api.Unsupported, Op: "open pool", Object: p.Name, Reason: "there is no pool of kind " + p.Kind, Next: "the kinds are btrfs, zfs and dir"}
+		err = &api.Error{Kind: api.Unsupported, Op: "open pool", Object: p.Name, Reason: "there is no pool of kind " + p.Kind, Next: "the kinds are btrfs and dir"}
 	}
 	if err != nil {
 		return nil, err
