@@ -372,7 +372,7 @@ func (a *applier) meta(r *record) error {
 	if err != nil {
 		return err
 	}
-	if a.exact && len(lost) == 0 {
+	if a.exact && len(lost) == 0 && r.meta.Sec > -1<<31 && r.meta.Sec < 1<<33 { // ext4 and XFS cut others without a word
 		if a.side == nil {
 			return nil
 		}

@@ -9,13 +9,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// sink takes records: a stream, or another tree at once.
+type sink interface{ put(*record) error }
+
+// copier is a sink that takes a file's content by itself.
+type copier interface {
+	copyFile(src int, path string, size int64) error
+}
+
 // differ writes the records that turn tree a into tree b. It walks both side
 // by side, names sorted, once for each pass; what it decides about an entry
 // depends on the two trees only, so each pass decides alike.
 type differ struct {
 	ctx  context.Context
 	a, b *view // a is nil for a full stream
-	out  *encoder
+	out  sink
 	// Times of change at or behind this moment prove nothing: the base was
 	// taken so soon after that the clock may not have moved.
 	recent int64
@@ -68,13 +76,11 @@ const (
 
 // dir handles a directory: its children, then itself.
 func (d *differ) dir(fa, fb *folder, path string, isFresh bool) error {
+	defer fb.close()
+	defer fa.close()
 	touched, err := d.children(fa, fb)
 	if err != nil {
 		return err
-	}
-	defer fb.close()
-	if fa != nil {
-		defer fa.close()
 	}
 	eb, err := lookSelf(fb)
 	if err != nil {
@@ -359,6 +365,9 @@ func (d *differ) whole(fb *folder, name, path string, e *entry) error {
 		return err
 	}
 	defer unix.Close(fd)
+	if c, ok := d.out.(copier); ok {
+		return c.copyFile(fd, path, e.size)
+	}
 	for off := int64(0); off < e.size; {
 		x, err := nextData(fd, off, e.size)
 		if err != nil {
@@ -458,6 +467,7 @@ func (d *differ) compare(fa, fb *folder, name, path string, ea, eb *entry) (chan
 	}
 	defer unix.Close(b)
 	var xa, xb extent
+	shared := newSharing(a, b)
 	for off := int64(0); off < eb.size; {
 		if xb.to <= off {
 			if xb, err = nextData(b, off, eb.size); err != nil {
@@ -475,7 +485,7 @@ func (d *differ) compare(fa, fb *folder, name, path string, ea, eb *entry) (chan
 		r := extent{off, end}
 		switch {
 		case inB && inA:
-			err = d.differing(a, b, path, r, begin)
+			err = d.differing(a, b, path, r, shared, begin)
 		case inB:
 			if err = begin(); err == nil {
 				err = d.data(b, path, r)
@@ -508,8 +518,11 @@ func edge(x extent, off, size int64) (end int64, in bool) {
 const page = 4096
 
 // differing writes the pages of a range that are data in both and not the same.
-func (d *differ) differing(a, b int, path string, x extent, begin func() error) error {
-	for off := x.from; off < x.to; {
+func (d *differ) differing(a, b int, path string, x extent, shared *sharing, begin func() error) error {
+	for off := x.from; ; {
+		if off = shared.skip(off, x.to); off >= x.to {
+			return nil
+		}
 		if err := d.ctx.Err(); err != nil {
 			return err
 		}
@@ -545,5 +558,4 @@ func (d *differ) differing(a, b int, path string, x extent, begin func() error) 
 		}
 		off = end
 	}
-	return nil
 }

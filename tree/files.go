@@ -94,6 +94,9 @@ func at(dir int, name string) string {
 // carried: the attributes that travel. Others, such as security.selinux,
 // belong to the host.
 func carried(name string) bool {
+	if strings.HasPrefix(name, "trusted.SGI_ACL_") {
+		return false // XFS shows its access lists once more under these names
+	}
 	return strings.HasPrefix(name, "user.") || strings.HasPrefix(name, "trusted.") || name == "security.capability" || isACL(name)
 }
 

@@ -122,7 +122,7 @@ func (r *receiving) block(payload []byte) error {
 	for d.next(&rec) {
 		switch rec.op {
 		case opBegin:
-			if !first {
+			if !first || r.to.begun {
 				return damaged("it begins twice")
 			}
 			if rec.off != version {

@@ -95,23 +95,25 @@ func (Streams) Send(ctx context.Context, snapshot storage.Snapshot, base *storag
 		defer close(s.done)
 		defer b.close()
 		defer a.close()
-		d.out = newEncoder(&skipper{w: w, skip: offset})
-		_, err := d.out.w.Write([]byte(Magic))
+		rest := &skipper{w: w, skip: offset}
+		out := newEncoder(rest)
+		d.out = out
+		_, err := rest.Write([]byte(Magic))
 		if err == nil {
-			err = d.out.put(&begin)
+			err = out.put(&begin)
 		}
 		if err == nil {
 			err = d.run()
 		}
 		if err == nil {
-			err = d.out.end()
+			err = out.end()
 		}
-		if sk := d.out.w.(*skipper); err == nil && sk.skip > 0 {
+		if err == nil && rest.skip > 0 {
 			err = &api.Error{Kind: api.Invalid, Op: "send snapshot", Object: s.id, Reason: "the stream is shorter than the offset it is to go on from", Next: "begin anew"}
 		}
 		w.CloseWithError(sendError(s.id, err))
 	}()
-	s.stop = context.AfterFunc(ctx, func() { s.r.CloseWithError(sendError(s.id, context.Cause(ctx))) })
+	s.stop = context.AfterFunc(ctx, func() { w.CloseWithError(sendError(s.id, context.Cause(ctx))) })
 	return s, nil
 }
 
