@@ -168,7 +168,7 @@ func (t *talk) unreached(err error) error {
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		return &api.Error{Kind: api.Unauthenticated, Op: "ask", Object: t.host, Reason: "what answers there cannot prove that it is that node of your cluster", Err: err, Next: "check the address; use the one that drover node ls shows, and the certificate of this cluster"}
 	}
-	if alert, ok := errors.AsType[tls.AlertError](err); ok {
+	if alert, ok := errors.AsType[*net.OpError](err); ok && alert.Op == "remote error" {
 		return &api.Error{Kind: api.Unauthenticated, Op: "ask", Object: t.host, Reason: "the node refuses " + t.cert, Err: alert, Next: "it was revoked or is over, or belongs to another cluster: drover user add makes a new one"}
 	}
 	var e *api.Error
