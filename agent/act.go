@@ -384,7 +384,7 @@ func (h *head) startWaiting(ctx context.Context, v api.Volume) error {
 		if err != nil || !failedForVolume(c) {
 			continue
 		}
-		err := h.a.deps.Engine.Start(ctx, c.ID)
+		err = h.a.deps.Engine.Start(ctx, c.ID)
 		if err == nil {
 			h.a.event("container.started", "info", v, h.key.branch, "container "+c.Name+" had waited for the volume and runs now", nil)
 			continue
