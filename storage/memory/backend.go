@@ -315,7 +315,7 @@ func (b *Backend) enter(ctx context.Context, op string, spec storage.ReceiveSpec
 	}
 	b.busy[k] = true
 	q := b.p.partials[k]
-	if q == nil || q.spec.Base != spec.Base || q.format != format {
+	if q == nil || q.spec.Base != spec.Base || q.spec.Stream != spec.Stream || q.format != format {
 		delete(b.p.partials, k)
 		return nil, nil
 	}
