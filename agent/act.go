@@ -37,10 +37,7 @@ func (h *head) act(ctx context.Context, o plan.Observed, action plan.Action) err
 		if err != nil {
 			return err
 		}
-		if err := b.DestroySnapshot(ctx, h.key.volume, a.ID); err != nil {
-			return err
-		}
-		return remove(h.a.index, bucketArriving, h.id()+"/"+a.ID)
+		return h.dropSnapshot(ctx, a.Pool, b, a.ID)
 	case plan.PurgeVolume:
 		return h.purge(ctx, o, a.Epoch)
 	case plan.StartUsers:
@@ -147,6 +144,24 @@ func (h *head) dropHead(ctx context.Context, a plan.DropHead) error {
 		return err
 	}
 	return h.mover.forget()
+}
+
+// dropSnapshot removes a snapshot, or what had begun to arrive of one.
+func (h *head) dropSnapshot(ctx context.Context, pool string, b storage.Backend, id string) error {
+	arriving, err := h.a.index.arriving(h.id())
+	if err != nil {
+		return err
+	}
+	mine := arriving[id] == pool
+	if mine {
+		if err := h.a.Target.End(ctx, h.key.volume, id); err != nil {
+			return err
+		}
+	}
+	if err := b.DestroySnapshot(ctx, h.key.volume, id); err != nil || !mine {
+		return err
+	}
+	return remove(h.a.index, bucketArriving, h.id()+"/"+id)
 }
 
 // purge removes heads first, then the snapshots, then the record.

@@ -130,6 +130,23 @@ func (t *Target) enter(ctx context.Context, cancel context.CancelCauseFunc, offe
 	}
 }
 
+// End ends the session for a snapshot, if there is one, and waits for it.
+func (t *Target) End(ctx context.Context, volume, snapshot string) error {
+	t.mu.Lock()
+	s := t.sessions[volume+"/"+snapshot]
+	t.mu.Unlock()
+	if s == nil {
+		return nil
+	}
+	s.cancel(&api.Error{Kind: api.Unavailable, Op: "receive snapshot", Object: snapshot, Reason: "nobody waits for it any more"})
+	select {
+	case <-s.ended:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 func (t *Target) receive(ctx context.Context, conn net.Conn, reader *bufio.Reader, backend storage.Backend, offer Offer, peer string) error {
 	side, err := Holds(ctx, backend, offer.Volume)
 	if err != nil {
