@@ -130,6 +130,9 @@ func owner(o Observed, h api.Head) []Action {
 			if why, ok := fit(o, h.FromPool); !ok {
 				return []Action{why}
 			}
+			if !old.Released || old.Epoch >= h.Epoch {
+				return []Action{Alarm{Reason: fmt.Sprintf("pool %s holds a copy of epoch %d that may not have been handed over to pool %s; it is kept", old.Pool, old.Epoch, h.Pool)}}
+			}
 			out = append(out, DropHead{Pool: old.Pool, Epoch: old.Epoch})
 		}
 		out = append(out, ReportSettled{Epoch: h.Epoch})
