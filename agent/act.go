@@ -287,12 +287,17 @@ func (h *head) stillWaiting(rec api.Head, fresh bool) (time.Duration, error) {
 
 // wait notes that a container here could not start for want of the head.
 func (a *Agent) wait(key headKey) error {
-	if err := put(a.index, bucketWaiting, key.volume+"@"+key.branch, a.deps.Now()); err != nil {
+	h := a.head(key.volume, key.branch)
+	if h == nil {
+		return nil // if it comes, it looks for such containers first
+	}
+	if err := put(a.index, bucketWaiting, h.id(), a.deps.Now()); err != nil {
 		return err
 	}
-	if h := a.head(key.volume, key.branch); h != nil {
-		h.kick()
+	if h.ended() {
+		return remove(a.index, bucketWaiting, h.id())
 	}
+	h.kick()
 	return nil
 }
 
