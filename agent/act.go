@@ -41,10 +41,7 @@ func (h *head) act(ctx context.Context, o plan.Observed, action plan.Action) err
 		if err != nil {
 			return err
 		}
-		if err := b.DestroySnapshot(ctx, h.key.volume, a.ID); err != nil {
-			return err
-		}
-		return remove(h.a.index, bucketArriving, h.id()+"/"+a.ID)
+		return h.dropSnapshot(ctx, a.Pool, b, a.ID)
 	case plan.PurgeVolume:
 		return h.purge(ctx, o, a.Epoch)
 	case plan.StartUsers:
@@ -151,6 +148,24 @@ func (h *head) dropHead(ctx context.Context, a plan.DropHead) error {
 		return err
 	}
 	return h.mover.forget()
+}
+
+// dropSnapshot removes a snapshot, or what had begun to arrive of one.
+func (h *head) dropSnapshot(ctx context.Context, pool string, b storage.Backend, id string) error {
+	arriving, err := h.a.index.arriving(h.id())
+	if err != nil {
+		return err
+	}
+	mine := arriving[id] == pool
+	if mine {
+		if err := h.a.Target.End(ctx, h.key.volume, id); err != nil {
+			return err
+		}
+	}
+	if err := b.DestroySnapshot(ctx, h.key.volume, id); err != nil || !mine {
+		return err
+	}
+	return remove(h.a.index, bucketArriving, h.id()+"/"+id)
 }
 
 // purge removes heads first, then the snapshots, then the record.
@@ -280,12 +295,17 @@ func (h *head) stillWaiting(rec api.Head, fresh bool) (time.Duration, error) {
 
 // wait notes that a container here could not start for want of the head.
 func (a *Agent) wait(key headKey) error {
-	if err := put(a.index, bucketWaiting, key.volume+"@"+key.branch, a.deps.Now()); err != nil {
+	h := a.head(key.volume, key.branch)
+	if h == nil {
+		return nil // if it comes, it looks for such containers first
+	}
+	if err := put(a.index, bucketWaiting, h.id(), a.deps.Now()); err != nil {
 		return err
 	}
-	if h := a.head(key.volume, key.branch); h != nil {
-		h.kick()
+	if h.ended() {
+		return remove(a.index, bucketWaiting, h.id())
 	}
+	h.kick()
 	return nil
 }
 

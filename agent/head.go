@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -211,10 +212,14 @@ func (h *head) look(ctx context.Context) (time.Duration, error) {
 			if h.ended() {
 				return 0, nil
 			}
-			if err := h.act(ctx, o, action); err != nil {
+			err := h.act(ctx, o, action)
+			progressed = true
+			if errors.Is(err, errLookAgain) {
+				break
+			}
+			if err != nil {
 				return 0, err
 			}
-			progressed = true
 		}
 		if !progressed {
 			h.setWaiting("")

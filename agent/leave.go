@@ -73,7 +73,7 @@ func (h *head) clearPools(ctx context.Context) error {
 			if keep[s.ID] {
 				continue
 			}
-			if err := p.backend.DestroySnapshot(ctx, h.key.volume, s.ID); err != nil {
+			if err := h.dropSnapshot(ctx, p.name, p.backend, s.ID); err != nil {
 				return err
 			}
 		}
@@ -81,14 +81,9 @@ func (h *head) clearPools(ctx context.Context) error {
 			if pool != p.name {
 				continue
 			}
-			if err := p.backend.DestroySnapshot(ctx, h.key.volume, id); err != nil {
+			if err := h.dropSnapshot(ctx, pool, p.backend, id); err != nil {
 				return err
 			}
-		}
-	}
-	for id := range arriving {
-		if err := remove(h.a.index, bucketArriving, h.id()+"/"+id); err != nil {
-			return err
 		}
 	}
 	return nil

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -73,6 +74,8 @@ type mover struct {
 	// target was told of and that do not run may be so because the host was
 	// restarted; they move as if they ran.
 	resumed bool
+	// restarts counts how often starting a container again has failed.
+	restarts int
 
 	mu       sync.Mutex
 	stopper  chan struct{}      // guarded by mu; closed when the engine has stopped all users
@@ -309,13 +312,16 @@ func (m *mover) act(ctx context.Context, o plan.Observed, action plan.Action) er
 	return m.judge(err)
 }
 
+// errLookAgain ends a list of actions early: the rest relies on what has failed.
+var errLookAgain = errors.New("look again")
+
 // judge keeps an error that will not pass as the reason to end the move.
 func (m *mover) judge(err error) error {
 	switch api.KindOf(err) {
 	case api.Invalid, api.Denied, api.Unsupported, api.Damaged, api.Exhausted, api.ReadOnly, api.InUse, api.Exists:
 		m.failed = err.Error()
 		m.h.a.deps.Log.Warn("move cannot go on", "volume", m.h.volume().Name, "error", err)
-		return nil
+		return errLookAgain
 	}
 	return err
 }
@@ -745,6 +751,10 @@ func (m *mover) stopStopping(ctx context.Context) error {
 	return nil
 }
 
+// maxRestarts bounds how often a container is started in vain, about half a
+// minute with the pauses between.
+const maxRestarts = 7
+
 // restart starts the containers again that a move stopped, as they were. One
 // that cannot be started is said and left: it holds up nothing else.
 func (m *mover) restart(ctx context.Context) error {
@@ -766,9 +776,13 @@ func (m *mover) restart(ctx context.Context) error {
 			m.h.a.event("container.restarted", "info", m.h.volume(), m.h.key.branch, "container "+s.Name+" runs here again", nil)
 		case api.Is(err, api.Unavailable) || ctx.Err() != nil:
 			return err
+		case m.restarts < maxRestarts && !api.Is(err, api.NotFound):
+			m.restarts++
+			return err
 		case !api.Is(err, api.NotFound):
 			m.h.complain(m.h.volume(), "container "+s.Name+" was stopped for a move and does not start again: "+err.Error())
 		}
+		m.restarts = 0
 		j.Stopped = j.Stopped[1:]
 		if err := m.write(j); err != nil {
 			return err

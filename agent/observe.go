@@ -80,7 +80,7 @@ func (h *head) observeArriving(o *plan.Observed) error {
 		return err
 	}
 	for _, id := range slices.Sorted(maps.Keys(ids)) {
-		if !slices.ContainsFunc(o.Snapshots, func(s plan.Snapshot) bool { return s.ID == id }) {
+		if !slices.ContainsFunc(o.Snapshots, func(s plan.Snapshot) bool { return s.ID == id && s.Pool == ids[id] }) {
 			o.Snapshots = append(o.Snapshots, plan.Snapshot{Pool: ids[id], ID: id})
 		}
 	}

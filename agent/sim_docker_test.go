@@ -264,19 +264,21 @@ func (d *docker) powerOff() {
 	}
 }
 
-// boot starts what has to run again.
+// boot starts what has to run again, and returns when the engine has tried.
 func (d *docker) boot() {
 	d.mu.Lock()
 	d.off = false
 	d.mu.Unlock()
 	list, _ := d.Engine.List(context.Background(), "")
+	var started sync.WaitGroup
+	defer started.Wait()
 	for _, c := range list {
 		if c.Restart == "always" {
-			go func() {
+			started.Go(func() {
 				time.Sleep(time.Duration(d.h.w.rand(2000)) * time.Millisecond)
 				err := d.start(context.Background(), c.ID)
 				d.h.w.logf("%s: docker starts %s after the boot: %v", d.h.name, c.Name, err)
-			}()
+			})
 		}
 	}
 }

@@ -114,8 +114,8 @@ func owner(o Observed, h api.Head) []Action {
 		// A copy of an earlier epoch, from a time when this node owned the
 		// head before. What was let go of was sent on; anything else may be
 		// the only copy of what was written here.
-		if !c.Released {
-			return []Action{Alarm{Reason: fmt.Sprintf("the pool holds a copy of epoch %d that was never handed over, where epoch %d is to be made; it is kept", c.Epoch, h.Epoch)}}
+		if !c.Released || (h.From == o.Node && h.FromPool == c.Pool) {
+			return []Action{Alarm{Reason: fmt.Sprintf("the pool holds a copy of epoch %d that may not have been handed over, where epoch %d is to be made; it is kept", c.Epoch, h.Epoch)}}
 		}
 		if o.InUse {
 			return []Action{Alarm{Reason: fmt.Sprintf("a copy of epoch %d is in use while epoch %d is to be made", c.Epoch, h.Epoch)}}
@@ -129,6 +129,9 @@ func owner(o Observed, h api.Head) []Action {
 		if old, ok := find(o, h.FromPool); ok {
 			if why, ok := fit(o, h.FromPool); !ok {
 				return []Action{why}
+			}
+			if !old.Released || old.Epoch >= h.Epoch {
+				return []Action{Alarm{Reason: fmt.Sprintf("pool %s holds a copy of epoch %d that may not have been handed over to pool %s; it is kept", old.Pool, old.Epoch, h.Pool)}}
 			}
 			out = append(out, DropHead{Pool: old.Pool, Epoch: old.Epoch})
 		}
@@ -183,7 +186,7 @@ func former(o Observed, h api.Head) []Action {
 			return append(out, Alarm{Reason: fmt.Sprintf("the pool remembers that %s owns epoch %d, the record says %s owns epoch %d; drover recover reconciles them", o.Node, c.Epoch, h.Node, h.Epoch)})
 		case o.InUse:
 			return append(out, Alarm{Reason: fmt.Sprintf("a copy of epoch %d is in use here, while %s owns epoch %d", c.Epoch, h.Node, h.Epoch)})
-		case h.From == o.Node && !h.Ready:
+		case !h.Ready:
 			return append(out, Wait{For: h.Node + " to hold the head; until then the copy here stays"})
 		case c.Released:
 			out = append(out, DropHead{Pool: c.Pool, Epoch: c.Epoch})

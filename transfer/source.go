@@ -61,6 +61,8 @@ type Source struct {
 	// Watch is told of progress, several times a second and at each change of
 	// what is waited for. It may be nil.
 	Watch func(Progress)
+	// Block is how many stream bytes go into one frame; 0 is 1 MiB, the most.
+	Block int
 }
 
 // pauses between attempts
@@ -131,7 +133,7 @@ func (s *Source) attempt(ctx context.Context, job Job, p *Progress, reached *int
 		return Done{}, err
 	}
 	reader := bufio.NewReader(conn)
-	answer, err := readAnswer(reader)
+	answer, err := readAnswer(conn, reader)
 	if err != nil {
 		return Done{}, err
 	}
@@ -143,28 +145,63 @@ func (s *Source) attempt(ctx context.Context, job Job, p *Progress, reached *int
 	if answer.Route.Have {
 		return readDone(reader)
 	}
-	stream, err := s.open(ctx, job.Offer, answer)
-	if err != nil {
-		writeJSON(conn, frameError, asError(err))
-		return Done{}, err
-	}
-	defer stream.Close()
-	return s.pump(ctx, job, conn, reader, stream, answer.Offset, p, reached)
+	return s.pump(ctx, job, conn, reader, answer, p, reached)
 }
 
-func readAnswer(r io.Reader) (Answer, error) {
-	t, payload, err := readFrame(r, nil)
-	if err != nil {
-		return Answer{}, err
+// readAnswer waits for the answer; a target that has to prepare a lot
+// acknowledges nothing, but regularly, meanwhile.
+func readAnswer(conn net.Conn, r io.Reader) (Answer, error) {
+	for {
+		conn.SetReadDeadline(time.Now().Add(stall))
+		t, payload, err := readFrame(r, nil)
+		if err != nil {
+			return Answer{}, err
+		}
+		switch t {
+		case frameAck:
+			continue
+		case frameError:
+			return Answer{}, remote(payload)
+		case frameAnswer:
+			var a Answer
+			if err := decode(payload, &a); err != nil {
+				return a, err
+			}
+			if a.Protocol != Protocol || a.Offset < 0 {
+				return a, damaged(fmt.Sprintf("an answer of protocol %d with offset %d", a.Protocol, a.Offset))
+			}
+			return a, nil
+		}
+		return Answer{}, damaged(fmt.Sprintf("frame type %d where an answer should be", t))
 	}
-	switch t {
-	case frameError:
-		return Answer{}, remote(payload)
-	case frameAnswer:
-		var a Answer
-		return a, decode(payload, &a)
-	}
-	return Answer{}, damaged(fmt.Sprintf("frame type %d where an answer should be", t))
+}
+
+// beating runs f, which may take long, and sends pings meanwhile.
+func beating(conn net.Conn, f func()) {
+	stop, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		ticker := time.NewTicker(beat)
+		defer ticker.Stop()
+		for {
+			select {
+			case <-stop:
+				return
+			case <-ticker.C:
+				if ping(conn) != nil {
+					return // the next use of the connection tells
+				}
+			}
+		}
+	}()
+	f()
+	close(stop)
+	<-ended
+}
+
+func ping(conn net.Conn) error {
+	conn.SetWriteDeadline(time.Now().Add(stall))
+	return writeFrame(conn, framePing, nil)
 }
 
 func readDone(r io.Reader) (Done, error) {
@@ -218,7 +255,8 @@ func noPortable() error {
 }
 
 // pump sends the stream while it reads acknowledgements.
-func (s *Source) pump(ctx context.Context, job Job, conn net.Conn, reader *bufio.Reader, stream io.Reader, offset int64, p *Progress, reached *int64) (Done, error) {
+func (s *Source) pump(ctx context.Context, job Job, conn net.Conn, reader *bufio.Reader, answer Answer, p *Progress, reached *int64) (Done, error) {
+	offset := answer.Offset
 	group, ctx := errgroup.WithContext(ctx)
 	var sent, durable atomic.Int64
 	sent.Store(offset)
@@ -235,7 +273,7 @@ func (s *Source) pump(ctx context.Context, job Job, conn net.Conn, reader *bufio
 		return err
 	})
 	group.Go(func() error {
-		err := sendStream(ctx, job, conn, stream, &sent)
+		err := s.sendAll(ctx, job, conn, answer, &sent)
 		if err != nil {
 			// The target's own word on what went wrong says more than the
 			// broken pipe that follows from it.
@@ -267,6 +305,19 @@ func (s *Source) pump(ctx context.Context, job Job, conn net.Conn, reader *bufio
 			update()
 		}
 	}
+}
+
+// sendAll opens the stream that the target asked for and sends it.
+func (s *Source) sendAll(ctx context.Context, job Job, conn net.Conn, answer Answer, sent *atomic.Int64) error {
+	var stream io.ReadCloser
+	var err error
+	beating(conn, func() { stream, err = s.open(ctx, job.Offer, answer) })
+	if err != nil {
+		writeJSON(conn, frameError, asError(err))
+		return err
+	}
+	defer stream.Close()
+	return s.sendStream(ctx, job, conn, stream, sent)
 }
 
 func readAcks(conn net.Conn, reader *bufio.Reader, durable *atomic.Int64) (Done, error) {
@@ -302,11 +353,15 @@ type block struct {
 const blockHead = headerSize + 8
 
 // sendStream reads ahead in one goroutine and writes frames in this one.
-func sendStream(ctx context.Context, job Job, conn net.Conn, stream io.Reader, sent *atomic.Int64) error {
+func (s *Source) sendStream(ctx context.Context, job Job, conn net.Conn, stream io.Reader, sent *atomic.Int64) error {
 	const ahead = 8
 	free, full := make(chan block, ahead), make(chan block, ahead)
 	for range ahead {
 		free <- block{} // allocated when it is first needed: many streams are short
+	}
+	size := s.Block
+	if size <= 0 || size > blockSize {
+		size = blockSize
 	}
 	var readErr error
 	go func() {
@@ -319,7 +374,7 @@ func sendStream(ctx context.Context, job Job, conn net.Conn, stream io.Reader, s
 			case b = <-free:
 			}
 			if b.buf == nil {
-				b.buf = make([]byte, blockHead+blockSize)
+				b.buf = make([]byte, blockHead+size)
 			}
 			n, err := io.ReadFull(stream, b.buf[blockHead:])
 			b.n = n
@@ -342,8 +397,7 @@ func sendStream(ctx context.Context, job Job, conn net.Conn, stream io.Reader, s
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case <-idle.C:
-			conn.SetWriteDeadline(time.Now().Add(stall))
-			if err := writeFrame(conn, framePing, nil); err != nil {
+			if err := ping(conn); err != nil {
 				return err
 			}
 		case b, more := <-full:
@@ -359,7 +413,7 @@ func sendStream(ctx context.Context, job Job, conn net.Conn, stream io.Reader, s
 				return writeFrame(conn, frameEnd, binary.BigEndian.AppendUint64(nil, uint64(sent.Load())))
 			}
 			if job.Limit != nil {
-				if err := waitN(ctx, job.Limit, b.n); err != nil {
+				if err := waitN(ctx, job.Limit, b.n, conn, idle); err != nil {
 					return err
 				}
 			}
@@ -378,12 +432,29 @@ func sendStream(ctx context.Context, job Job, conn net.Conn, stream io.Reader, s
 	}
 }
 
-// waitN takes n bytes from a limiter whose burst may be smaller.
-func waitN(ctx context.Context, l *rate.Limiter, n int) error {
+// waitN takes n bytes from a limiter whose burst may be smaller, and keeps the
+// connection alive while the limit makes it wait.
+func waitN(ctx context.Context, l *rate.Limiter, n int, conn net.Conn, idle *time.Ticker) error {
 	for n > 0 {
 		k := min(n, l.Burst())
-		if err := l.WaitN(ctx, k); err != nil {
-			return err
+		r := l.ReserveN(time.Now(), k)
+		if !r.OK() {
+			return &api.Error{Kind: api.Invalid, Op: "limit bandwidth", Reason: "the limit lets nothing through"}
+		}
+		enough := time.NewTimer(r.Delay())
+		for waiting := true; waiting; {
+			select {
+			case <-ctx.Done():
+				enough.Stop()
+				return context.Cause(ctx)
+			case <-enough.C:
+				waiting = false
+			case <-idle.C:
+				if err := ping(conn); err != nil {
+					enough.Stop()
+					return err
+				}
+			}
 		}
 		n -= k
 	}

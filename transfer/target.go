@@ -130,6 +130,23 @@ func (t *Target) enter(ctx context.Context, cancel context.CancelCauseFunc, offe
 	}
 }
 
+// End ends the session for a snapshot, if there is one, and waits for it.
+func (t *Target) End(ctx context.Context, volume, snapshot string) error {
+	t.mu.Lock()
+	s := t.sessions[volume+"/"+snapshot]
+	t.mu.Unlock()
+	if s == nil {
+		return nil
+	}
+	s.cancel(&api.Error{Kind: api.Unavailable, Op: "receive snapshot", Object: snapshot, Reason: "nobody waits for it any more"})
+	select {
+	case <-s.ended:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
 func (t *Target) receive(ctx context.Context, conn net.Conn, reader *bufio.Reader, backend storage.Backend, offer Offer, peer string) error {
 	side, err := Holds(ctx, backend, offer.Volume)
 	if err != nil {
@@ -149,28 +166,31 @@ func (t *Target) receive(ctx context.Context, conn net.Conn, reader *bufio.Reade
 	if err := fits(offer, info, route); err != nil {
 		return err
 	}
+	w := &writer{interval: t.Interval, conn: conn}
+	if w.interval == 0 {
+		w.interval = defaultInterval
+	}
+	// Opening may copy a base, committing may wait for the disk: the source
+	// hears something all the time.
+	endBeat := w.keepAlive()
+	defer endBeat()
 	in, err := t.openReceive(ctx, backend, info, offer, route)
 	if err != nil {
 		return err
 	}
 	defer in.Close()
 	offset := in.Offset()
-	if err := writeJSON(conn, frameAnswer, Answer{Protocol: Protocol, Route: route, Offset: offset}); err != nil {
-		return err
-	}
-	w := &writer{in: in, interval: t.Interval, conn: conn}
+	w.in = in
 	w.received.Store(offset)
 	w.durable.Store(offset)
-	if w.interval == 0 {
-		w.interval = defaultInterval
+	if err := w.answer(Answer{Protocol: Protocol, Route: route, Offset: offset}); err != nil {
+		return err
 	}
 	if t.Watch != nil {
 		w.watch = func() {
 			t.Watch(Arrival{Offer: offer, Peer: peer, Received: w.received.Load(), Durable: w.durable.Load()})
 		}
 	}
-	endBeat := w.keepAlive()
-	defer endBeat()
 	if err := w.run(ctx, reader); err != nil {
 		return err
 	}
@@ -250,11 +270,15 @@ type writer struct {
 	conn net.Conn // writing is guarded by mu
 }
 
+func (w *writer) answer(a Answer) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.conn.SetWriteDeadline(time.Now().Add(stall))
+	return writeJSON(w.conn, frameAnswer, a)
+}
+
 // ack tells the source what arrived.
 func (w *writer) ack() error {
-	if w.watch != nil {
-		w.watch()
-	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.conn.SetWriteDeadline(time.Now().Add(stall))
@@ -341,6 +365,9 @@ func (w *writer) take(ctx context.Context, data []byte) error {
 		return err
 	}
 	w.durable.Store(durable)
+	if w.watch != nil {
+		w.watch()
+	}
 	return w.ack()
 }
 
