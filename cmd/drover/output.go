@@ -58,7 +58,11 @@ func parseSize(s string) (int64, error) {
 	if s == "" {
 		return 0, nil
 	}
-	return plugin.ParseSize(s)
+	n, err := plugin.ParseSize(s)
+	if err != nil {
+		return 0, &api.Error{Kind: api.Invalid, Op: "read size", Err: err, Next: "give bytes, or a number with K, M, G or T, as in 10G or 512MiB"}
+	}
+	return n, nil
 }
 
 func ago(t time.Time) string {
