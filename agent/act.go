@@ -2,8 +2,14 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/container"
@@ -35,7 +41,10 @@ func (h *head) act(ctx context.Context, o plan.Observed, action plan.Action) err
 		if err != nil {
 			return err
 		}
-		return b.DestroySnapshot(ctx, h.key.volume, a.ID)
+		if err := b.DestroySnapshot(ctx, h.key.volume, a.ID); err != nil {
+			return err
+		}
+		return remove(h.a.index, bucketArriving, h.id()+"/"+a.ID)
 	case plan.PurgeVolume:
 		return h.purge(ctx, o, a.Epoch)
 	case plan.StartUsers:
@@ -121,10 +130,24 @@ func (h *head) dropHead(ctx context.Context, a plan.DropHead) error {
 	}
 	h.mounting.Lock()
 	defer h.mounting.Unlock()
-	if err := h.unmount(ctx, b); err != nil {
+	hd, err := b.Head(ctx, h.storageKey())
+	switch {
+	case api.Is(err, api.NotFound): // gone already, or sealed
+	case err != nil:
 		return err
+	case readNote(hd.Note).Epoch != a.Epoch:
+		return &api.Error{Kind: api.Conflict, Op: "remove head", Object: h.id(), Reason: fmt.Sprintf("it is of epoch %d, not %d", readNote(hd.Note).Epoch, a.Epoch)}
+	default:
+		// The mount point of a head that moved within the node shows the new one.
+		if err := h.unmount(ctx, b); err != nil {
+			return err
+		}
+		if err := b.DestroyHead(ctx, h.storageKey()); err != nil {
+			return err
+		}
 	}
-	if err := b.DestroyHead(ctx, h.storageKey()); err != nil {
+	j, err := h.mover.journal()
+	if err != nil || j.Here {
 		return err
 	}
 	return h.mover.forget()
@@ -160,16 +183,24 @@ func (h *head) purge(ctx context.Context, o plan.Observed, epoch uint64) error {
 	if err := h.a.deps.Ledger.Forget(ctx, h.key.volume, h.key.branch, h.a.cfg.Node, epoch); err != nil {
 		return err
 	}
+	for _, bucket := range [][]byte{bucketBases, bucketCopies} {
+		marks, err := h.a.index.under(bucket, h.id()+"/")
+		if err != nil {
+			return err
+		}
+		for k := range marks {
+			if err := remove(h.a.index, bucket, h.id()+"/"+k); err != nil {
+				return err
+			}
+		}
+	}
 	h.a.event("volume.purged", "info", o.Volume, h.key.branch, "the data of volume "+o.Volume.Name+" was removed", nil)
 	h.a.drop(h.key.volume)
 	return nil
 }
 
 // mounted reports whether Drover's own mount of the head is there.
-func (h *head) mounted() bool {
-	ok, err := mountpointMounted(h.mountpoint())
-	return err == nil && ok
-}
+func (h *head) mounted() (bool, error) { return h.a.deps.Mounted(h.mountpoint()) }
 
 // mount makes the head usable at its mount point. It is called with mounting held.
 func (h *head) mount(ctx context.Context, b storage.Backend) (string, error) {
@@ -191,59 +222,151 @@ func (h *head) unmount(ctx context.Context, b storage.Backend) error {
 	if err := os.Remove(target); err != nil && !os.IsNotExist(err) {
 		return err
 	}
+	// The volume's own directory goes with its last branch.
+	if err := os.Remove(filepath.Dir(target)); err != nil && !os.IsNotExist(err) && !errors.Is(err, unix.ENOTEMPTY) {
+		return err
+	}
 	return nil
 }
 
-// arriving reports whether containers are to be started here for the head.
-func (h *head) arriving(rec api.Head) (bool, error) {
-	if rec.Node != h.a.cfg.Node || !rec.Ready || rec.Move != nil {
-		return false, nil
-	}
-	p, found, err := get[peer.Preparation](h.a.index, bucketPrepared, h.id())
+// prepared is what a target was told of the containers that come with a head.
+type prepared struct {
+	peer.Preparation
+	// Reuse names containers that stand here already: they were moved away
+	// with the head and come back with it.
+	Reuse []string `json:"reuse,omitempty"`
+}
+
+// arriving reports whether containers are to be started here for the head. It
+// forgets those that were announced for a move that did not take place.
+func (h *head) arriving(rec api.Head, fresh bool) (bool, error) {
+	p, found, err := get[prepared](h.a.index, bucketPrepared, h.id())
 	if err != nil {
 		return false, err
 	}
-	if found && p.Epoch+1 == rec.Epoch {
-		return true, nil
-	}
-	if found && p.Epoch < rec.Epoch {
+	here := rec.Node == h.a.cfg.Node
+	announced := rec.Move != nil && rec.Move.ID == p.Move
+	if found && fresh && !announced && (p.Epoch+1 != rec.Epoch || !here) {
 		if err := remove(h.a.index, bucketPrepared, h.id()); err != nil {
 			return false, err
 		}
+		found = false
 	}
-	_, waits, err := get[bool](h.a.index, bucketWaiting, h.id())
+	if !here || !rec.Ready || rec.Move != nil {
+		return false, nil
+	}
+	if found {
+		return true, nil
+	}
+	_, waits, err := get[time.Time](h.a.index, bucketWaiting, h.id())
 	return waits, err
 }
 
+// patience is how long a container may wait for a head of which nothing says
+// that it comes here.
+const patience = time.Minute
+
+// stillWaiting forgets containers that wait in vain, and says when to look again.
+func (h *head) stillWaiting(rec api.Head, fresh bool) (time.Duration, error) {
+	since, waits, err := get[time.Time](h.a.index, bucketWaiting, h.id())
+	if err != nil || !waits || !fresh || rec.Node == h.a.cfg.Node || (rec.Move != nil && rec.Move.To == h.a.cfg.Node) {
+		return 0, err
+	}
+	if left := patience - h.a.deps.Now().Sub(since); left > 0 {
+		return left, nil
+	}
+	return 0, remove(h.a.index, bucketWaiting, h.id())
+}
+
+// wait notes that a container here could not start for want of the head.
+func (a *Agent) wait(key headKey) error {
+	if err := put(a.index, bucketWaiting, key.volume+"@"+key.branch, a.deps.Now()); err != nil {
+		return err
+	}
+	if h := a.head(key.volume, key.branch); h != nil {
+		h.kick()
+	}
+	return nil
+}
+
 // startUsers makes and starts the containers that came with the head, and
-// starts those that wait for it.
+// starts those that wait for it. A container that cannot be started holds up
+// no other; it is tried again and said.
 func (h *head) startUsers(ctx context.Context) error {
 	v := h.volume()
-	p, found, err := get[peer.Preparation](h.a.index, bucketPrepared, h.id())
+	p, found, err := get[prepared](h.a.index, bucketPrepared, h.id())
 	if err != nil {
 		return err
 	}
-	if found {
-		for _, spec := range p.Containers {
-			id, err := h.a.deps.Engine.Import(ctx, spec)
-			if err != nil {
-				h.a.event("container.failed", "error", v, h.key.branch, "container "+spec.Name+" cannot be made here: "+err.Error(), nil)
-				return err
+	var failed error
+	var left []container.Spec
+	for _, spec := range p.Containers {
+		if err := h.startMoved(ctx, p, spec); err != nil {
+			if failed == nil {
+				failed = err
 			}
-			if err := h.a.deps.Engine.Start(ctx, id); err != nil {
-				h.a.event("container.failed", "error", v, h.key.branch, "container "+spec.Name+" does not start: "+err.Error(), nil)
-				return err
-			}
-			h.a.event("container.moved", "info", v, h.key.branch, "container "+spec.Name+" runs on "+h.a.cfg.Node+" now", nil)
+			left = append(left, spec)
+			h.complain(v, "container "+spec.Name+" came with the volume and does not run: "+err.Error())
+			continue
 		}
-		if err := remove(h.a.index, bucketPrepared, h.id()); err != nil {
-			return err
-		}
+		h.a.event("container.moved", "info", v, h.key.branch, "container "+spec.Name+" runs on "+h.a.cfg.Node+" now", nil)
+	}
+	switch {
+	case found && len(left) == 0:
+		err = remove(h.a.index, bucketPrepared, h.id())
+	case found && len(left) < len(p.Containers):
+		// Those that run are their user's business from here on.
+		p.Containers = left
+		err = put(h.a.index, bucketPrepared, h.id(), p)
+	}
+	if err != nil {
+		return err
+	}
+	// A container that fails for the volume once more puts the mark back.
+	if err := remove(h.a.index, bucketWaiting, h.id()); err != nil {
+		return err
 	}
 	if err := h.startWaiting(ctx, v); err != nil {
 		return err
 	}
-	return remove(h.a.index, bucketWaiting, h.id())
+	return failed
+}
+
+// startMoved makes and starts one container; one that comes back to where its
+// original stands goes on as that.
+func (h *head) startMoved(ctx context.Context, p prepared, spec container.Spec) error {
+	engine, id := h.a.deps.Engine, ""
+	if slices.Contains(p.Reuse, spec.Name) {
+		c, err := engine.Inspect(ctx, spec.Name)
+		if err != nil && !api.Is(err, api.NotFound) {
+			return err
+		}
+		id = c.ID
+	}
+	if id == "" {
+		var err error
+		if id, err = engine.Import(ctx, spec); err != nil {
+			return err
+		}
+	}
+	// It may have been described after the move had switched its restarting off.
+	if policy := p.Restart[spec.Name]; policy != "" {
+		if err := engine.SetRestart(ctx, id, policy); err != nil {
+			return err
+		}
+	}
+	return engine.Start(ctx, id)
+}
+
+// complain tells once, not at each attempt.
+func (h *head) complain(v api.Volume, text string) {
+	if h.complained == nil {
+		h.complained = map[string]bool{}
+	}
+	if !h.complained[text] {
+		h.complained[text] = true
+		h.a.event("container.failed", "error", v, h.key.branch, text, nil)
+	}
 }
 
 // startWaiting starts the containers whose last start failed for the volume.
@@ -252,17 +375,29 @@ func (h *head) startWaiting(ctx context.Context, v api.Volume) error {
 	if err != nil {
 		return err
 	}
+	var failed error
 	for _, c := range cs {
-		if !failedForVolume(c) {
+		if c.State.Uses() {
 			continue
 		}
-		if err := h.a.deps.Engine.Start(ctx, c.ID); err != nil {
-			h.a.event("container.failed", "warning", v, h.key.branch, "container "+c.Name+" waited for the volume and does not start: "+err.Error(), nil)
+		c, err := h.a.deps.Engine.Inspect(ctx, c.ID)
+		if err != nil || !failedForVolume(c) {
 			continue
 		}
-		h.a.event("container.started", "info", v, h.key.branch, "container "+c.Name+" had waited for the volume and runs now", nil)
+		err = h.a.deps.Engine.Start(ctx, c.ID)
+		if err == nil {
+			h.a.event("container.started", "info", v, h.key.branch, "container "+c.Name+" had waited for the volume and runs now", nil)
+			continue
+		}
+		h.complain(v, "container "+c.Name+" waited for the volume and does not start: "+err.Error())
+		if volumeError(err.Error()) || api.Is(err, api.Unavailable) {
+			failed = err
+			if err := h.a.wait(h.key); err != nil {
+				return err
+			}
+		}
 	}
-	return nil
+	return failed
 }
 
 // failedForVolume reports whether the engine could not start a container only

@@ -74,6 +74,8 @@ type Deps struct {
 	Engine   container.Engine
 	Users    Users
 	Portable transfer.Portable
+	// Mounted says whether something is mounted at a path; nil asks the kernel.
+	Mounted func(path string) (bool, error)
 	// Open opens the backend of a pool, making what it lies on when make is
 	// set and it is not there. It has been recovered when it is returned.
 	Open   func(ctx context.Context, p api.AddPool, make bool) (storage.Backend, error)
@@ -95,10 +97,13 @@ type Agent struct {
 	mu    sync.Mutex
 	pools map[string]*pool  // guarded by mu; by name
 	heads map[headKey]*head // guarded by mu
+	left  map[headKey]*head // guarded by mu; those that end
 	names map[string]string // guarded by mu; volume names of the whole cluster -> id, as last fetched
 	fetch time.Time         // guarded by mu; when names was fetched
-	fresh bool              // guarded by mu; the records were read from the store since the start
-	moves moves
+	// copying are the volumes that just begin as copies.
+	copying map[string]bool // guarded by mu; by id
+	fresh   bool            // guarded by mu; the records were read from the store since the start
+	moves   moves
 	// PoolsChanged is sent to when what Pools says has changed much.
 	PoolsChanged chan struct{}
 	group        *errgroup.Group
@@ -119,6 +124,9 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 	if cfg.MountWait == 0 {
 		cfg.MountWait = 4 * time.Second
 	}
+	if deps.Mounted == nil {
+		deps.Mounted = mountpointMounted
+	}
 	if cfg.PeerWait == 0 {
 		cfg.PeerWait = 1500 * time.Millisecond
 	}
@@ -134,7 +142,7 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 	a := &Agent{
 		cfg: cfg, deps: deps, index: ix, refs: rf,
 		PoolsChanged: make(chan struct{}, 1),
-		pools:        map[string]*pool{}, heads: map[headKey]*head{}, names: map[string]string{},
+		pools:        map[string]*pool{}, heads: map[headKey]*head{}, left: map[headKey]*head{}, copying: map[string]bool{}, names: map[string]string{},
 	}
 	a.Target = &transfer.Target{Pool: a.backend, Permit: a.permit, Portable: deps.Portable, Watch: a.arrived}
 	return a, nil
@@ -215,7 +223,7 @@ func (a *Agent) follow(ctx context.Context) error {
 
 // take hands a record to its heads.
 func (a *Agent) take(v api.Volume, fresh bool) {
-	if fresh {
+	if fresh && !a.later(v) {
 		if err := a.index.putVolume(v); err != nil {
 			a.deps.Log.Error("cannot keep the record of a volume", "volume", v.Name, "error", err)
 		}
@@ -232,9 +240,13 @@ func (a *Agent) take(v api.Volume, fresh bool) {
 		h := a.heads[key]
 		if h == nil {
 			h = newHead(a, key)
+			if before := a.left[key]; before != nil {
+				h.after = before.done
+			}
 			a.heads[key] = h
 			if a.group != nil {
-				a.group.Go(func() error { h.run(a.ctx); return nil })
+				done := h.done
+				a.group.Go(func() error { h.run(a.ctx, done); return nil })
 			}
 		}
 		mine = append(mine, h)
@@ -245,27 +257,48 @@ func (a *Agent) take(v api.Volume, fresh bool) {
 	}
 }
 
-// drop forgets a volume that does not concern this node any more.
+// later reports whether a later record of the volume than v is known.
+func (a *Agent) later(v api.Volume) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for key, h := range a.heads {
+		if key.volume == v.ID {
+			known, fresh, _ := h.state()
+			return fresh && known.Version > v.Version
+		}
+	}
+	return false
+}
+
+// drop lets go of a volume that does not concern this node any more: its heads
+// end, then what nobody needs of it here is cleared away. A volume that comes
+// back meanwhile waits for that.
 func (a *Agent) drop(volume string) {
 	a.mu.Lock()
-	var gone []*head
+	defer a.mu.Unlock()
 	for key, h := range a.heads {
-		if key.volume == volume {
-			gone = append(gone, h)
-			delete(a.heads, key)
+		if key.volume != volume {
+			continue
 		}
-	}
-	a.mu.Unlock()
-	for _, h := range gone {
+		delete(a.heads, key)
 		h.end()
-		for _, bucket := range [][]byte{bucketPrepared, bucketWaiting} {
-			if err := remove(a.index, bucket, h.id()); err != nil {
-				a.deps.Log.Error("cannot forget a volume", "volume", volume, "error", err)
+		ended := h.done
+		h.done = make(chan struct{})
+		a.left[key] = h
+		a.group.Go(func() error {
+			defer close(h.done)
+			select {
+			case <-ended:
+				h.leave(a.ctx)
+			case <-a.ctx.Done():
 			}
-		}
-	}
-	if err := a.index.dropVolume(volume); err != nil {
-		a.deps.Log.Error("cannot forget a volume", "volume", volume, "error", err)
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			if a.left[key] == h {
+				delete(a.left, key)
+			}
+			return nil
+		})
 	}
 }
 

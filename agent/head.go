@@ -16,16 +16,21 @@ import (
 // head is the agent's own side of one branch of one volume: one goroutine
 // that looks, asks package plan, and acts.
 type head struct {
-	a     *Agent
-	key   headKey
-	wake  chan struct{}
-	gone  chan struct{}
-	once  sync.Once
-	mover mover // used by the head's goroutine only, except where it says otherwise
+	a    *Agent
+	key  headKey
+	wake chan struct{}
+	gone chan struct{}
+	once sync.Once
+	// after ends when an earlier head of the same key has finished; done when
+	// this one has.
+	after, done chan struct{}
+	mover       mover // used by the head's goroutine only, except where it says otherwise
+
+	complained map[string]bool // of the head's goroutine: what events said about containers
 
 	// mounting is held while a mount or a reference is added, and while the
 	// head is closed to them, so that no user slips in unseen.
-	mounting sync.Mutex
+	mounting gate
 
 	mu      sync.Mutex
 	record  api.Volume         // guarded by mu
@@ -37,8 +42,18 @@ type head struct {
 	wish    string             // guarded by mu; id of the move that busy works for
 }
 
+// gate is a mutex that may be held across slow calls: a simulated clock goes
+// on while somebody waits for a channel, and stands still for a sync.Mutex.
+type gate chan struct{}
+
+func (g gate) Lock()   { g <- struct{}{} }
+func (g gate) Unlock() { <-g }
+
 func newHead(a *Agent, key headKey) *head {
-	h := &head{a: a, key: key, wake: make(chan struct{}, 1), gone: make(chan struct{}), changed: make(chan struct{})}
+	h := &head{
+		a: a, key: key, mounting: make(gate, 1), wake: make(chan struct{}, 1), gone: make(chan struct{}),
+		done: make(chan struct{}), changed: make(chan struct{}),
+	}
 	h.mover.h = h
 	return h
 }
@@ -64,9 +79,23 @@ func (h *head) kick() {
 
 func (h *head) end() { h.once.Do(func() { close(h.gone) }) }
 
-// setRecord takes a record; what is being done for a wish that was withdrawn ends.
+func (h *head) ended() bool {
+	select {
+	case <-h.gone:
+		return true
+	default:
+		return false
+	}
+}
+
+// setRecord takes a record unless a later one is known: answers of the ledger
+// overtake the watch. What is being done for a wish that was withdrawn ends.
 func (h *head) setRecord(v api.Volume, fresh bool) {
 	h.mu.Lock()
+	if h.fresh && v.Version < h.record.Version {
+		h.mu.Unlock()
+		return
+	}
 	h.record = v
 	h.fresh = h.fresh || fresh
 	m := v.Heads[h.key.branch].Move
@@ -105,7 +134,20 @@ func (h *head) cares() bool {
 	return r.Move != nil || h.alarm != "" || h.waiting != "" || len(r.Away) > 0
 }
 
-func (h *head) run(ctx context.Context) {
+func (h *head) run(ctx context.Context, done chan struct{}) {
+	defer close(done)
+	// Containers that failed for the volume while no agent ran, at the boot of
+	// the host above all, wait for it.
+	if err := put(h.a.index, bucketWaiting, h.id(), h.a.deps.Now()); err != nil {
+		h.a.deps.Log.Error("cannot look for containers that wait", "error", err)
+	}
+	if h.after != nil {
+		select {
+		case <-ctx.Done():
+			return
+		case <-h.after:
+		}
+	}
 	const firstPause, maxPause = 200 * time.Millisecond, 15 * time.Second
 	pause := firstPause
 	h.kick()
@@ -144,6 +186,11 @@ const maxSteps = 200
 // when to look again.
 func (h *head) look(ctx context.Context) (time.Duration, error) {
 	for range maxSteps {
+		select {
+		case <-h.gone:
+			return 0, nil
+		default:
+		}
 		o, err := h.observe(ctx)
 		if err != nil {
 			return 0, err
@@ -154,10 +201,15 @@ func (h *head) look(ctx context.Context) (time.Duration, error) {
 			switch a := action.(type) {
 			case plan.Wait:
 				h.setWaiting(a.For)
+				h.setAlarm("")
 				return a.Retry, nil
 			case plan.Alarm:
+				h.setWaiting("")
 				h.setAlarm(a.Reason)
 				return time.Minute, nil
+			}
+			if h.ended() {
+				return 0, nil
 			}
 			if err := h.act(ctx, o, action); err != nil {
 				return 0, err
@@ -167,7 +219,7 @@ func (h *head) look(ctx context.Context) (time.Duration, error) {
 		if !progressed {
 			h.setWaiting("")
 			h.setAlarm("")
-			return 0, nil
+			return h.stillWaiting(o.Volume.Heads[h.key.branch], o.Fresh)
 		}
 	}
 	return time.Second, nil
@@ -222,6 +274,9 @@ func readNote(text []byte) note {
 
 // stale reports whether the pool should remember something newer.
 func (n note) stale(v api.Volume) bool {
+	if len(n.Volume.Labels) == 0 && len(v.Labels) == 0 {
+		n.Volume.Labels = v.Labels // absent and empty are the same
+	}
 	was, err1 := json.Marshal([]any{n.Volume.Name, n.Volume.Labels, n.Volume.Size, n.Volume.Deleted, n.Volume.Branch})
 	is, err2 := json.Marshal([]any{v.Name, v.Labels, v.Size, v.Deleted, v.Branch})
 	return err1 != nil || err2 != nil || string(was) != string(is)

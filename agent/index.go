@@ -22,6 +22,8 @@ var (
 	bucketJournal  = []byte("journal")  // volume@branch -> journal of a move at its source
 	bucketPrepared = []byte("prepared") // volume@branch -> Preparation at a move's target
 	bucketBases    = []byte("bases")    // volume@branch/peer -> id of the last snapshot both hold
+	bucketArriving = []byte("arriving") // volume@branch/snapshot -> pool: it began to arrive there and is not complete
+	bucketCopies   = []byte("copies")   // volume@branch/volume that begins as a copy -> id of the snapshot
 	bucketPools    = []byte("pools")    // pool name -> api.AddPool
 	bucketWaiting  = []byte("waiting")  // volume@branch -> since when a container waits for the head
 )
@@ -39,7 +41,7 @@ func openIndex(path string) (*index, error) {
 		return nil, &api.Error{Kind: api.Unavailable, Op: "open the agent's index", Object: path, Err: err, Next: next}
 	}
 	err = db.Update(func(tx *bbolt.Tx) error {
-		for _, name := range [][]byte{bucketVolumes, bucketNames, bucketJournal, bucketPrepared, bucketBases, bucketWaiting, bucketPools} {
+		for _, name := range [][]byte{bucketVolumes, bucketNames, bucketJournal, bucketPrepared, bucketBases, bucketWaiting, bucketPools, bucketArriving, bucketCopies} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}
@@ -147,11 +149,20 @@ func (x *index) setNames(names map[string]string) error {
 
 // bases gives for each peer the last snapshot that it is known to share.
 func (x *index) bases(head string) (map[string]string, error) {
+	return x.under(bucketBases, head+"/")
+}
+
+// arriving gives the snapshots that began to arrive for a head, with the pool.
+func (x *index) arriving(head string) (map[string]string, error) {
+	return x.under(bucketArriving, head+"/")
+}
+
+// under gives the strings whose keys begin with prefix, by the rest of the key.
+func (x *index) under(bucket []byte, prefix string) (map[string]string, error) {
 	found := map[string]string{}
-	prefix := head + "/"
 	err := x.db.View(func(tx *bbolt.Tx) error {
-		c := tx.Bucket(bucketBases).Cursor()
-		for k, v := c.Seek([]byte(prefix)); k != nil && len(k) > len(prefix) && string(k[:len(prefix)]) == prefix; k, v = c.Next() {
+		c := tx.Bucket(bucket).Cursor()
+		for k, v := c.Seek([]byte(prefix)); k != nil && bytes.HasPrefix(k, []byte(prefix)); k, v = c.Next() {
 			var id string
 			if err := json.Unmarshal(v, &id); err != nil {
 				return err

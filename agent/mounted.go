@@ -1,12 +1,22 @@
 package agent
 
 import (
+	"errors"
+	"io/fs"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
 )
 
-func mountpointMounted(path string) (bool, error) { return mountinfo.Mounted(path) }
+// mountpointMounted reports whether anything is mounted at path; nothing is
+// where there is no path.
+func mountpointMounted(path string) (bool, error) {
+	there, err := mountinfo.Mounted(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return there, err
+}
 
 // Mark is in every error of the volume plugin that passes when the volume
 // arrives, so that the agent recognises the containers that failed for it.

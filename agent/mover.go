@@ -21,9 +21,15 @@ import (
 // journal is what the source of a move must know after a crash. It is written
 // before what it says is done.
 type journal struct {
-	Move     string    `json:"move"`
-	Epoch    uint64    `json:"epoch"`
-	Checked  bool      `json:"checked"`
+	Move  string `json:"move"`
+	Epoch uint64 `json:"epoch"` // before the hand-over
+	Pool  string `json:"pool"`  // that the head leaves
+	// Here: the head goes to another pool of this node, so its containers
+	// are started again here.
+	Here    bool `json:"here,omitempty"`
+	Checked bool `json:"checked"`
+	// Told are the ids of the containers that the target was told of.
+	Told     []string  `json:"told,omitempty"`
 	Hooked   bool      `json:"hooked"`
 	Closed   bool      `json:"closed"`
 	Stopping bool      `json:"stopping"`
@@ -42,6 +48,12 @@ type stopped struct {
 	Restart string `json:"restart"`
 }
 
+// of reports whether what the journal says can still matter under a record:
+// before the hand-over, and after it when the head stayed on the node.
+func (j journal) of(rec api.Head) bool {
+	return j.Epoch == rec.Epoch || (j.Here && j.Epoch+1 == rec.Epoch)
+}
+
 func (j journal) closedFor() string {
 	if j.Closed {
 		return j.Move
@@ -57,17 +69,44 @@ type mover struct {
 	rounds []plan.Round
 	unsent string
 	failed string
+	// resumed: the move began before this process did. Containers that the
+	// target was told of and that do not run may be so because the host was
+	// restarted; they move as if they ran.
+	resumed bool
 
 	mu       sync.Mutex
-	stopper  chan struct{}    // guarded by mu; closed when the engine has stopped all users
-	stopErr  error            // guarded by mu
-	progress api.MoveProgress // guarded by mu
-	rate     meter            // guarded by mu
+	stopper  chan struct{}      // guarded by mu; closed when the engine has stopped all users
+	unstop   context.CancelFunc // guarded by mu; ends the stopping
+	stopErr  error              // guarded by mu
+	progress api.MoveProgress   // guarded by mu
+	rate     meter              // guarded by mu
 }
 
 func (m *mover) journal() (journal, error) {
 	j, _, err := get[journal](m.h.a.index, bucketJournal, m.h.id())
 	return j, err
+}
+
+// current gives the journal as far as the record leaves it any meaning. What
+// a crash left of a move whose head is long gone from here is forgotten, so
+// that it does not start containers when the head comes back.
+func (m *mover) current(rec api.Head, fresh bool) (journal, error) {
+	j, err := m.journal()
+	if err != nil || j.Move == "" || !fresh {
+		return j, err
+	}
+	if j.of(rec) {
+		if j.Closed || len(j.Stopped) > 0 || (rec.Move != nil && rec.Move.ID == j.Move) {
+			return j, nil
+		}
+		// Withdrawn before it changed anything here.
+		m.ended(&api.Error{Kind: api.Canceled, Op: "move volume", Object: m.h.volume().Name, Reason: "the move was cancelled"})
+		return journal{}, m.forget()
+	}
+	if j.Epoch+1 == rec.Epoch && rec.From == m.h.a.cfg.Node {
+		return j, nil // the copy here is not yet cleared away
+	}
+	return journal{}, m.forget()
 }
 
 func (m *mover) write(j journal) error { return put(m.h.a.index, bucketJournal, m.h.id(), j) }
@@ -78,11 +117,11 @@ func (m *mover) forget() error {
 	return remove(m.h.a.index, bucketJournal, m.h.id())
 }
 
-// begin makes the journal one of the wish, keeping what an earlier wish left
-// to be undone.
+// begin begins the journal of a wish, unless that of another one is there: the
+// plan undoes what that left first.
 func (m *mover) begin(j journal, wish api.Move, epoch uint64, v api.Volume) (journal, error) {
 	if m.move != wish.ID {
-		m.move, m.rounds, m.unsent, m.failed = wish.ID, nil, "", ""
+		m.move, m.rounds, m.unsent, m.failed, m.resumed = wish.ID, nil, "", "", j.Move == wish.ID
 		m.mu.Lock()
 		m.stopper, m.stopErr = nil, nil
 		m.rate = meter{}
@@ -96,13 +135,23 @@ func (m *mover) begin(j journal, wish api.Move, epoch uint64, v api.Volume) (jou
 	if j.Move == wish.ID {
 		return j, nil
 	}
-	next := journal{Move: wish.ID, Epoch: epoch, Stopped: j.Stopped, Sealed: j.Sealed, Final: j.Sealed}
+	if j.Move != "" {
+		return j, nil // what it left is taken back first
+	}
+	next := journal{
+		Move: wish.ID, Epoch: epoch, Pool: v.Heads[m.h.key.branch].Pool,
+		Here: wish.To == m.h.a.cfg.Node && wish.Options.Users == api.UsersMove,
+	}
 	return next, m.write(next)
 }
 
 // observe sees where the move stands.
 func (m *mover) observe(ctx context.Context, v api.Volume, rec api.Head, j journal) (plan.MoveState, error) {
 	j, err := m.begin(j, *rec.Move, rec.Epoch, v)
+	if err != nil || j.Move != rec.Move.ID {
+		return plan.MoveState{}, err
+	}
+	mounted, err := m.h.mounted()
 	if err != nil {
 		return plan.MoveState{}, err
 	}
@@ -113,7 +162,7 @@ func (m *mover) observe(ctx context.Context, v api.Volume, rec api.Head, j journ
 	info := p.seen()
 	s := plan.MoveState{
 		Failed: m.failed, Checked: j.Checked, Atomic: info.Atomic, Instant: info.Instant, Rounds: slices.Clone(m.rounds), Unsent: m.unsent,
-		Hooked: j.Hooked, Closed: j.Closed, Final: j.Final, FinalSent: j.Sent, Mounted: m.h.mounted(),
+		Hooked: j.Hooked, Closed: j.Closed, Final: j.Final, FinalSent: j.Sent, Mounted: mounted,
 	}
 	if hd, err := p.backend.Head(ctx, m.h.storageKey()); err == nil {
 		n := readNote(hd.Note)
@@ -130,9 +179,44 @@ func (m *mover) observe(ctx context.Context, v api.Volume, rec api.Head, j journ
 	if err != nil {
 		return s, err
 	}
-	s.Users, s.Holders, s.Movable = len(holders) > 0, names(holders), true
+	down, err := m.down(ctx, j)
+	if err != nil {
+		return s, err
+	}
+	m.observeUsers(&s, j, rec, holders, down)
+	return s, nil
+}
+
+// down gives the ids of containers that the move takes along though they do
+// not run; see resumed.
+func (m *mover) down(ctx context.Context, j journal) (ids []string, err error) {
+	if !m.resumed || j.Stopping || len(j.Told) == 0 {
+		return nil, nil
+	}
+	cs, err := m.h.containers(ctx)
+	for _, c := range cs {
+		if !c.State.Uses() && c.Restart != "no" && slices.Contains(j.Told, c.ID) {
+			ids = append(ids, c.ID)
+		}
+	}
+	return ids, err
+}
+
+// observeUsers says who uses the head, and how far stopping them has come.
+func (m *mover) observeUsers(s *plan.MoveState, j journal, rec api.Head, holders []holder, running []string) {
+	s.Holders, s.Movable = names(holders), true
 	for _, x := range holders {
-		s.Movable = s.Movable && x.ID != ""
+		if x.Container != "" {
+			running = append(running, x.ID)
+		} else {
+			s.Movable = false
+		}
+	}
+	s.Users = len(holders) > 0 || len(running) > 0
+	if j.Closed {
+		// Whoever else is there now can only be waited for: a mount that was
+		// asked for before the head closed becomes a container, or is forgotten.
+		s.Users, s.Movable = len(running) > 0, true
 	}
 	m.mu.Lock()
 	if m.stopErr != nil {
@@ -147,19 +231,39 @@ func (m *mover) observe(ctx context.Context, v api.Volume, rec api.Head, j journ
 		}
 	}
 	m.mu.Unlock()
-	if !s.Users && j.Stopping {
+	switch {
+	case s.Stopped && s.Users:
+		s.Stopping, s.Stopped = false, false // one that began just before the head closed
+	case !s.Users && j.Stopping && !s.Stopping:
 		s.Stopping, s.Stopped = true, true
 	}
-	s.Gone = j.Closed && !s.Users && !s.Mounted
-	if s.Stopping && s.Stopped {
-		s.Users = false // who is left now cannot be stopped, only waited for
+	s.Gone = j.Closed && len(holders) == 0 && !s.Mounted
+	if rec.Move.Options.Users == api.UsersMove {
+		s.Checked = s.Checked && j.told(running)
 	}
-	if j.Closed && s.Users {
-		// A mount that was asked for before the head closed; it becomes a
-		// container or is forgotten.
-		s.Movable = true
+}
+
+// told reports whether the target knows of the containers that are to be made
+// there: all that run, and once none can begin any more, exactly those that
+// were stopped.
+func (j journal) told(running []string) bool {
+	if j.Here {
+		return true
 	}
-	return s, nil
+	for _, id := range running {
+		if !slices.Contains(j.Told, id) {
+			return false
+		}
+	}
+	if !j.Closed || len(running) > 0 {
+		return true
+	}
+	for _, s := range j.Stopped {
+		if !slices.Contains(j.Told, s.ID) {
+			return false
+		}
+	}
+	return len(j.Told) == len(j.Stopped)
 }
 
 // act does one step of a move.
@@ -224,11 +328,12 @@ func (m *mover) check(ctx context.Context, v api.Volume, rec api.Head, j journal
 		return err
 	}
 	p.Fidelity = pool.seen().Fidelity
-	if hd, err := pool.backend.Head(ctx, m.h.storageKey()); err == nil {
-		p.Bytes = max(hd.Used, 0)
+	if p.Bytes, err = m.toCome(ctx, pool, rec); err != nil {
+		return err
 	}
-	if rec.Move.Options.Users == api.UsersMove {
-		if p.Containers, err = m.exports(ctx, j); err != nil {
+	j.Told = nil
+	if rec.Move.Options.Users == api.UsersMove && !j.Here {
+		if err := m.exports(ctx, &p, &j); err != nil {
 			return err
 		}
 	}
@@ -239,26 +344,58 @@ func (m *mover) check(ctx context.Context, v api.Volume, rec api.Head, j journal
 	return m.write(j)
 }
 
+// toCome is about how much the target needs room for; where it holds a base,
+// only what changed comes, and nobody knows how much that is.
+func (m *mover) toCome(ctx context.Context, p *pool, rec api.Head) (int64, error) {
+	bases, err := m.h.a.index.bases(m.h.id())
+	if err != nil || bases[rec.Move.To] != "" {
+		return 0, err
+	}
+	hd, err := p.backend.Head(ctx, m.h.storageKey())
+	if api.Is(err, api.NotFound) {
+		return 0, nil
+	}
+	return max(hd.Used, 0), err
+}
+
 // exports describes the containers to be made at the target: those that run,
 // and those that this or an interrupted move has stopped.
-func (m *mover) exports(ctx context.Context, j journal) ([]container.Spec, error) {
+func (m *mover) exports(ctx context.Context, p *peer.Preparation, j *journal) error {
 	cs, err := m.h.containers(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	var out []container.Spec
+	holders, err := m.h.holders(ctx)
+	if err != nil {
+		return err
+	}
+	p.Restart = map[string]string{}
 	for _, c := range cs {
-		wasStopped := slices.ContainsFunc(j.Stopped, func(s stopped) bool { return s.ID == c.ID })
-		if !c.State.Uses() && !wasStopped {
+		policy, moves := c.Restart, slices.ContainsFunc(holders, func(x holder) bool { return x.ID == c.ID })
+		for _, s := range j.Stopped {
+			if s.ID == c.ID {
+				policy, moves = s.Restart, true
+			}
+		}
+		if !moves {
 			continue
+		}
+		if policy == "" {
+			now, err := m.h.a.deps.Engine.Inspect(ctx, c.ID)
+			if err != nil {
+				return err
+			}
+			policy = now.Restart
 		}
 		spec, err := m.h.a.deps.Engine.Export(ctx, c.ID)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		out = append(out, spec)
+		p.Containers = append(p.Containers, spec)
+		p.Restart[c.Name] = policy
+		j.Told = append(j.Told, c.ID)
 	}
-	return out, nil
+	return nil
 }
 
 func (m *mover) snapshot(ctx context.Context, rec api.Head, a plan.TakeSnapshot, j journal) error {
@@ -441,13 +578,24 @@ func (m *mover) stop(ctx context.Context, rec api.Head, j journal) error {
 	if err != nil {
 		return err
 	}
+	holders, err := m.h.holders(ctx)
+	if err != nil {
+		return err
+	}
+	down, err := m.down(ctx, j)
+	if err != nil {
+		return err
+	}
 	var running []container.Container
 	for _, c := range cs {
-		if !c.State.Uses() {
+		if !slices.Contains(down, c.ID) && !slices.ContainsFunc(holders, func(x holder) bool { return x.ID == c.ID }) {
 			continue
 		}
 		running = append(running, c)
 		if !slices.ContainsFunc(j.Stopped, func(s stopped) bool { return s.ID == c.ID }) {
+			if c, err = m.h.a.deps.Engine.Inspect(ctx, c.ID); err != nil {
+				return err
+			}
 			j.Stopped = append(j.Stopped, stopped{c.ID, c.Name, c.Restart})
 		}
 	}
@@ -456,12 +604,14 @@ func (m *mover) stop(ctx context.Context, rec api.Head, j journal) error {
 		return err
 	}
 	over := make(chan struct{})
+	ctx, cancel := context.WithCancel(ctx)
 	m.mu.Lock()
-	m.stopper = over
+	m.stopper, m.unstop = over, cancel
 	m.mu.Unlock()
 	m.h.a.group.Go(func() error {
 		defer m.h.kick()
 		defer close(over)
+		defer cancel()
 		err := m.stopAll(ctx, running, rec.Move.Options.StopTimeout)
 		m.mu.Lock()
 		m.stopErr = err
@@ -509,12 +659,16 @@ func (m *mover) release(ctx context.Context, v api.Volume, rec api.Head, j journ
 
 func (m *mover) handOver(ctx context.Context, v api.Volume, rec api.Head, a plan.HandOver, j journal) error {
 	o := handOver(m.h.a.cfg.Node, rec, a.Snapshot)
-	for _, s := range j.Stopped {
-		o.Departed = append(o.Departed, s.Name)
+	if rec.Move.Options.Users == api.UsersMove && !j.Here {
+		for _, s := range j.Stopped {
+			o.Departed = append(o.Departed, s.Name)
+		}
 	}
 	after, err := m.h.a.deps.Ledger.Hand(ctx, m.h.key.volume, m.h.key.branch, o)
-	if api.Is(err, api.Canceled) {
-		return nil // withdrawn a moment ago; the record that says so is on its way
+	if api.Is(err, api.Canceled) || api.Is(err, api.Conflict) {
+		// Withdrawn a moment ago, or long done: the record tells.
+		now, err := m.h.a.deps.Ledger.Volume(ctx, m.h.key.volume)
+		return m.h.took(now, err)
 	}
 	if err != nil {
 		return err
@@ -534,9 +688,13 @@ func (m *mover) cancel(ctx context.Context, v api.Volume, rec api.Head, reason s
 	return m.h.took(after, nil)
 }
 
-// unfence opens the head again after a move that ended before its hand-over.
+// unfence opens the head again after a move that ended before its hand-over,
+// or that brought it to another pool of this node.
 func (m *mover) unfence(ctx context.Context, o plan.Observed) error {
 	rec := o.Volume.Heads[m.h.key.branch]
+	if err := m.stopStopping(ctx); err != nil {
+		return err
+	}
 	j, err := m.journal()
 	if err != nil {
 		return err
@@ -547,7 +705,7 @@ func (m *mover) unfence(ctx context.Context, o plan.Observed) error {
 	}
 	m.h.mounting.Lock()
 	defer m.h.mounting.Unlock()
-	if j.Sealed != "" {
+	if j.Sealed != "" && j.Epoch == rec.Epoch {
 		if sealer, ok := b.(storage.Sealer); ok {
 			if _, err := sealer.Unseal(ctx, m.h.key.volume, j.Sealed, m.h.storageKey()); err != nil && !api.Is(err, api.NotFound) {
 				return err
@@ -557,24 +715,64 @@ func (m *mover) unfence(ctx context.Context, o plan.Observed) error {
 	if err := m.h.keepNote(ctx, rec.Pool, o.Volume, rec.Epoch, ""); err != nil {
 		return err
 	}
-	m.ended(&api.Error{Kind: api.Canceled, Op: "move volume", Object: o.Volume.Name, Reason: "the move was cancelled"})
+	if j.Epoch == rec.Epoch {
+		m.ended(&api.Error{Kind: api.Canceled, Op: "move volume", Object: o.Volume.Name, Reason: "the move was cancelled"})
+	}
+	if len(j.Stopped) == 0 {
+		return m.forget()
+	}
 	return m.write(journal{Move: j.Move, Epoch: rec.Epoch, Stopped: j.Stopped})
 }
 
-// restart starts the containers again that a move stopped, as they were.
+// stopStopping ends what a withdrawn move does to the containers, and waits
+// for it, so that it stops none that was started again.
+func (m *mover) stopStopping(ctx context.Context) error {
+	m.mu.Lock()
+	over, unstop := m.stopper, m.unstop
+	m.mu.Unlock()
+	if over == nil {
+		return nil
+	}
+	unstop()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-over:
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.stopper, m.stopErr, m.unstop = nil, nil, nil
+	return nil
+}
+
+// restart starts the containers again that a move stopped, as they were. One
+// that cannot be started is said and left: it holds up nothing else.
 func (m *mover) restart(ctx context.Context) error {
+	if err := m.stopStopping(ctx); err != nil {
+		return err
+	}
 	j, err := m.journal()
 	if err != nil {
 		return err
 	}
-	for _, s := range j.Stopped {
-		if err := m.h.a.deps.Engine.SetRestart(ctx, s.ID, s.Restart); err != nil && !api.Is(err, api.NotFound) {
+	for len(j.Stopped) > 0 {
+		s := j.Stopped[0]
+		err := m.h.a.deps.Engine.SetRestart(ctx, s.ID, s.Restart)
+		if err == nil {
+			err = m.h.a.deps.Engine.Start(ctx, s.ID)
+		}
+		switch {
+		case err == nil:
+			m.h.a.event("container.restarted", "info", m.h.volume(), m.h.key.branch, "container "+s.Name+" runs here again", nil)
+		case api.Is(err, api.Unavailable) || ctx.Err() != nil:
+			return err
+		case !api.Is(err, api.NotFound):
+			m.h.complain(m.h.volume(), "container "+s.Name+" was stopped for a move and does not start again: "+err.Error())
+		}
+		j.Stopped = j.Stopped[1:]
+		if err := m.write(j); err != nil {
 			return err
 		}
-		if err := m.h.a.deps.Engine.Start(ctx, s.ID); err != nil && !api.Is(err, api.NotFound) {
-			return err
-		}
-		m.h.a.event("container.restarted", "info", m.h.volume(), m.h.key.branch, "container "+s.Name+" runs here again", nil)
 	}
 	return m.forget()
 }

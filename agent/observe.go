@@ -22,7 +22,10 @@ func (h *head) observe(ctx context.Context) (plan.Observed, error) {
 		Pools: map[string]api.PoolState{}, Base: map[string]bool{}, Needed: map[string]bool{},
 	}
 	rec := v.Heads[h.key.branch]
-	j, err := h.mover.journal()
+	if err := h.sweepCopies(ctx); err != nil {
+		return o, err
+	}
+	j, err := h.mover.current(rec, fresh)
 	if err != nil {
 		return o, err
 	}
@@ -35,26 +38,30 @@ func (h *head) observe(ctx context.Context) (plan.Observed, error) {
 			return o, err
 		}
 	}
-	bases, err := h.a.index.bases(h.id())
-	if err != nil {
+	if o.Base, err = h.a.pinned(h.key.volume); err != nil {
 		return o, err
 	}
-	for _, id := range bases {
-		o.Base[id] = true
+	if err := h.observeArriving(&o); err != nil {
+		return o, err
 	}
-	if rec.Move != nil {
+	for _, other := range v.Heads {
+		if other.Move == nil {
+			continue
+		}
 		// While it moves, a snapshot may be base or on its way.
 		for _, s := range o.Snapshots {
 			o.Needed[s.ID] = true
 		}
 	}
-	o.Arriving, err = h.arriving(rec)
+	o.Arriving, err = h.arriving(rec, fresh)
 	if err != nil {
 		return o, err
 	}
-	o.Closed = j.closedFor()
-	if j.Move != "" && len(j.Stopped) > 0 {
-		o.Stopped = j.Move
+	if j.of(rec) {
+		o.Closed = j.closedFor()
+		if len(j.Stopped) > 0 {
+			o.Stopped = j.Move
+		}
 	}
 	if err := h.observeUsers(ctx, rec, &o); err != nil {
 		return o, err
@@ -65,6 +72,21 @@ func (h *head) observe(ctx context.Context) (plan.Observed, error) {
 	return o, err
 }
 
+// observeArriving adds what began to arrive and is not complete, so that it is
+// thinned out like any snapshot when the move it was for has ended.
+func (h *head) observeArriving(o *plan.Observed) error {
+	ids, err := h.a.index.arriving(h.id())
+	if err != nil {
+		return err
+	}
+	for _, id := range slices.Sorted(maps.Keys(ids)) {
+		if !slices.ContainsFunc(o.Snapshots, func(s plan.Snapshot) bool { return s.ID == id }) {
+			o.Snapshots = append(o.Snapshots, plan.Snapshot{Pool: ids[id], ID: id})
+		}
+	}
+	return nil
+}
+
 func (h *head) observePool(ctx context.Context, p *pool, v api.Volume, j journal, o *plan.Observed) error {
 	snapshots, err := p.backend.Snapshots(ctx, h.key.volume)
 	if err != nil {
@@ -73,7 +95,7 @@ func (h *head) observePool(ctx context.Context, p *pool, v api.Volume, j journal
 	sealed := false
 	for _, s := range snapshots {
 		o.Snapshots = append(o.Snapshots, plan.Snapshot{Pool: p.name, ID: s.ID, Order: s.Order})
-		sealed = sealed || (j.Sealed != "" && s.ID == j.Sealed)
+		sealed = sealed || (j.Sealed != "" && s.ID == j.Sealed && p.name == j.Pool)
 	}
 	_, sizes := p.backend.(storage.Sizer)
 	hd, err := p.backend.Head(ctx, h.storageKey())
@@ -81,11 +103,11 @@ func (h *head) observePool(ctx context.Context, p *pool, v api.Volume, j journal
 	case err == nil:
 		n := readNote(hd.Note)
 		o.Copies = append(o.Copies, plan.Copy{
-			Pool: p.name, Epoch: n.Epoch, Released: n.Released != "", Size: hd.Size,
+			Pool: p.name, Epoch: n.Epoch, Released: n.Released != "", ReleasedFor: n.Released, Size: hd.Size,
 			Sizes: sizes && p.seen().HardSizes, Stale: n.stale(v),
 		})
 	case api.Is(err, api.NotFound) && sealed:
-		o.Copies = append(o.Copies, plan.Copy{Pool: p.name, Epoch: j.Epoch, Released: true, Size: v.Size, Sealed: true})
+		o.Copies = append(o.Copies, plan.Copy{Pool: p.name, Epoch: j.Epoch, Released: true, ReleasedFor: j.Move, Size: v.Size, Sealed: true})
 	case !api.Is(err, api.NotFound):
 		return err
 	}
@@ -109,8 +131,8 @@ func (h *head) observeUsers(ctx context.Context, rec api.Head, o *plan.Observed)
 
 // holder is somebody who uses the head.
 type holder struct {
-	Container string // name, "" for what is no container
-	ID        string
+	Container string // name, "" for what is no container that Drover can stop
+	ID        string // of a container
 	Text      string
 }
 
@@ -162,8 +184,9 @@ func (h *head) holders(ctx context.Context) ([]holder, error) {
 	if err != nil {
 		return nil, err
 	}
-	known := map[string]bool{}
+	known, byID := map[string]bool{}, map[string]string{}
 	for _, c := range cs {
+		byID[c.ID] = c.Name
 		if c.State.Uses() {
 			known[c.ID] = true
 			out = append(out, holder{Container: c.Name, ID: c.ID, Text: "container " + c.Name})
@@ -179,6 +202,11 @@ func (h *head) holders(ctx context.Context) ([]holder, error) {
 		}
 		if u.Container != "" {
 			known[u.Container] = true
+			if name := byID[u.Container]; name != "" {
+				// It is just being started, or has not quite ended.
+				out = append(out, holder{Container: name, ID: u.Container, Text: "container " + name})
+				continue
+			}
 			out = append(out, holder{ID: u.Container, Text: "container " + short(u.Container) + " (" + u.What + ")"})
 			continue
 		}
@@ -237,8 +265,12 @@ func (h *head) kernelUsers(ctx context.Context) ([]User, error) {
 			return nil, err
 		}
 		own := h.mountpoint()
+		mounted, err := h.mounted()
+		if err != nil {
+			return nil, err
+		}
 		for _, u := range found {
-			if u.What == UserMount && u.Path == own && u.Container == "" && h.mounted() {
+			if u.What == UserMount && u.Path == own && u.Container == "" && mounted {
 				continue
 			}
 			out = append(out, u)

@@ -3,12 +3,14 @@ package agent
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/container"
 	"github.com/drover-data/drover/peer"
 	"github.com/drover-data/drover/transfer"
 )
@@ -66,7 +68,22 @@ func (a *Agent) Prepare(ctx context.Context, p peer.Preparation) error {
 	if lost := p.Fidelity.Lost(info.Fidelity); len(lost) > 0 && !p.AllowLoss {
 		return &api.Error{Kind: api.Unsupported, Op: op, Object: object, Reason: fmt.Sprintf("pool %s on %s (%s) does not keep %s", p.Pool, a.cfg.Node, info.Kind, strings.Join(lost, ", ")), Next: "choose another pool, or pass --allow-loss: what it cannot keep is then stored beside the data and restored by the next move"}
 	}
+	// Only when this node's own watch has come to this move, nothing of an
+	// earlier one is still to come that would forget it.
+	rec, err := a.announced(ctx, p.Volume.ID, p.Branch, func(h api.Head) bool { return h.Move != nil && h.Move.ID == p.Move })
+	if err != nil {
+		return err
+	}
+	plan := prepared{Preparation: p}
 	for _, spec := range p.Containers {
+		reuse, err := a.standsHere(ctx, rec, spec)
+		if err != nil {
+			return err
+		}
+		if reuse {
+			plan.Reuse = append(plan.Reuse, spec.Name)
+			continue
+		}
 		if err := a.deps.Engine.CheckImport(ctx, spec); err != nil {
 			return err
 		}
@@ -75,7 +92,56 @@ func (a *Agent) Prepare(ctx context.Context, p peer.Preparation) error {
 	if len(p.Containers) == 0 {
 		return remove(a.index, bucketPrepared, key)
 	}
-	return put(a.index, bucketPrepared, key, p)
+	return put(a.index, bucketPrepared, key, plan)
+}
+
+// standsHere reports whether a container's original, which moved away with the
+// head, stands here stopped and of the same image, so that it can go on.
+func (a *Agent) standsHere(ctx context.Context, rec api.Head, spec container.Spec) (bool, error) {
+	if !slices.Contains(rec.Away[a.cfg.Node].Containers, spec.Name) {
+		return false, nil
+	}
+	c, err := a.deps.Engine.Inspect(ctx, spec.Name)
+	if api.Is(err, api.NotFound) {
+		return false, nil
+	}
+	return err == nil && !c.State.Uses() && c.ImageID == spec.ImageID, err
+}
+
+// announced waits until this node's record of a head is as ok wants it.
+func (a *Agent) announced(ctx context.Context, volume, branch string, ok func(api.Head) bool) (api.Head, error) {
+	const patience = 3 * time.Second
+	deadline := time.NewTimer(patience)
+	defer deadline.Stop()
+	for {
+		h := a.head(volume, branch)
+		var changed, after <-chan struct{}
+		if h != nil {
+			v, fresh, c := h.state()
+			changed = c
+			if rec := v.Heads[branch]; fresh && ok(rec) {
+				if after = h.after; after == nil {
+					return rec, nil
+				}
+				select {
+				case <-after: // what it left here before is cleared away
+					return rec, nil
+				default:
+				}
+			}
+		}
+		tick := time.NewTimer(50 * time.Millisecond)
+		select {
+		case <-ctx.Done():
+			return api.Head{}, context.Cause(ctx)
+		case <-changed:
+		case <-after:
+		case <-tick.C:
+		case <-deadline.C:
+			return api.Head{}, &api.Error{Kind: api.Unavailable, Op: "move volume", Object: volume, Reason: a.cfg.Node + " does not know of the move yet"}
+		}
+		tick.Stop()
+	}
 }
 
 // Status tells how a head of this node is.
@@ -105,7 +171,10 @@ func (a *Agent) Status(ctx context.Context, volume, branch string) (api.HeadStat
 	} else if !api.Is(err, api.NotFound) {
 		return s, err
 	}
-	if s.Mounted = h.mounted(); s.Mounted {
+	if s.Mounted, err = h.mounted(); err != nil {
+		return s, err
+	}
+	if s.Mounted {
 		s.Path = h.mountpoint()
 	}
 	if list, err := p.backend.Snapshots(ctx, volume); err == nil {
@@ -165,29 +234,13 @@ func (a *Agent) Delete(ctx context.Context, volume, by string) error {
 
 // permit lets in only the owner of a head that moves here, with what it moves.
 func (a *Agent) permit(ctx context.Context, peer string, offer transfer.Offer) error {
-	const patience = 3 * time.Second
-	deadline := time.After(patience)
-	for {
-		h := a.head(offer.Volume, offer.Branch)
-		var changed <-chan struct{}
-		if h != nil {
-			v, _, c := h.state()
-			changed = c
-			rec := v.Heads[offer.Branch]
-			if rec.Node == peer && rec.Move != nil && rec.Move.ID == offer.Move && rec.Move.To == a.cfg.Node && rec.Move.Pool == offer.Pool {
-				return nil
-			}
-		}
-		tick := time.After(50 * time.Millisecond)
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-changed:
-		case <-tick:
-		case <-deadline:
-			return &api.Error{Kind: api.Unavailable, Op: "receive snapshot", Object: offer.Volume, Reason: fmt.Sprintf("%s does not know of a move of it from %s", a.cfg.Node, peer)}
-		}
+	_, err := a.announced(ctx, offer.Volume, offer.Branch, func(rec api.Head) bool {
+		return rec.Node == peer && rec.Move != nil && rec.Move.ID == offer.Move && rec.Move.To == a.cfg.Node && rec.Move.Pool == offer.Pool
+	})
+	if err != nil {
+		return err
 	}
+	return put(a.index, bucketArriving, offer.Volume+"@"+offer.Branch+"/"+offer.Snapshot, offer.Pool)
 }
 
 // arrived is told by sessions what comes.
@@ -195,7 +248,12 @@ func (a *Agent) arrived(t transfer.Arrival) {
 	if !t.Done {
 		return
 	}
-	if err := put(a.index, bucketBases, t.Offer.Volume+"@"+t.Offer.Branch+"/"+t.Peer, t.Offer.Snapshot); err != nil {
+	head := t.Offer.Volume + "@" + t.Offer.Branch
+	err := put(a.index, bucketBases, head+"/"+t.Peer, t.Offer.Snapshot)
+	if err == nil {
+		err = remove(a.index, bucketArriving, head+"/"+t.Offer.Snapshot)
+	}
+	if err != nil {
 		a.deps.Log.Error("cannot note a common snapshot", "error", err)
 	}
 }

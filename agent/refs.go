@@ -113,3 +113,14 @@ func (r *refs) of(k headKey) map[string]time.Time {
 	}
 	return out
 }
+
+// forget drops the references of a head that left this node.
+func (r *refs) forget(k headKey) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.held[k]) == 0 {
+		return nil
+	}
+	delete(r.held, k)
+	return r.save()
+}

@@ -107,10 +107,14 @@ func (h *head) preview(ctx context.Context, v api.Volume, rec api.Head, wish api
 	if len(holders) > 0 && wish.Options.Users == api.UsersRefuse {
 		return out, &api.Error{Kind: api.InUse, Op: "move volume", Object: v.Name, Reason: "it is used by " + names(holders), Next: "leave out --refuse-users: then they are stopped here and started there"}
 	}
+	mounted, err := h.mounted()
+	if err != nil {
+		return out, err
+	}
 	info := p.seen()
-	m := plan.MoveState{Atomic: info.Atomic, Instant: info.Instant, Users: len(holders) > 0, Movable: true, Mounted: h.mounted()}
+	m := plan.MoveState{Atomic: info.Atomic, Instant: info.Instant, Users: len(holders) > 0, Movable: true, Mounted: mounted}
 	for _, x := range holders {
-		if x.ID == "" {
+		if x.Container == "" {
 			return out, &api.Error{Kind: api.InUse, Op: "move volume", Object: v.Name, Reason: "it is used by " + x.Text + ", which Drover cannot stop", Next: "end it first"}
 		}
 		out.Users = append(out.Users, x.Container)

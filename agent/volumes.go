@@ -2,7 +2,9 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/drover-data/drover/api"
@@ -118,15 +120,19 @@ func (a *Agent) seed(ctx context.Context, from, pool string, create *ledger.Crea
 		defer release()
 	}
 	create.Seed, create.SeedVolume = a.deps.NewID(), v.ID
-	pin := h.id() + "/copy " + create.ID
-	if err := put(a.index, bucketBases, pin, create.Seed); err != nil {
-		return nil, err
-	}
+	a.mu.Lock()
+	a.copying[create.ID] = true
+	a.mu.Unlock()
 	drop = func() {
-		if err := remove(a.index, bucketBases, pin); err != nil {
-			a.deps.Log.Error("cannot let go of a snapshot", "volume", v.Name, "error", err)
-		}
+		a.mu.Lock()
+		delete(a.copying, create.ID)
+		a.mu.Unlock()
 		h.kick()
+	}
+	// The mark outlives a crash, and an answer of the ledger that is lost.
+	if err := put(a.index, bucketCopies, h.id()+"/"+create.ID, create.Seed); err != nil {
+		drop()
+		return nil, err
 	}
 	if _, err := b.Snapshot(ctx, h.storageKey(), create.Seed, nil); err != nil {
 		drop()
@@ -213,8 +219,10 @@ func (a *Agent) known(v api.Volume, ref api.Ref) (Known, error) {
 	if rec.Move != nil {
 		k.Status["moving to"] = rec.Move.To
 	}
-	if h := a.head(v.ID, branch); h != nil && rec.Node == a.cfg.Node && h.mounted() {
-		k.Path = h.mountpoint()
+	if h := a.head(v.ID, branch); h != nil && rec.Node == a.cfg.Node {
+		if mounted, err := h.mounted(); err == nil && mounted {
+			k.Path = h.mountpoint()
+		}
 	}
 	return k, nil
 }
@@ -317,7 +325,17 @@ func (a *Agent) Mount(ctx context.Context, name, id string) (string, error) {
 		return "", marked(notHere(a.cfg.Node, v.Name))
 	}
 	path, err := h.use(ctx, id)
-	return path, marked(err)
+	if err = marked(err); isMarked(err) {
+		if err := a.wait(h.key); err != nil {
+			a.deps.Log.Error("cannot note that a container waits", "volume", v.Name, "error", err)
+		}
+	}
+	return path, err
+}
+
+func isMarked(err error) bool {
+	var m *markedError
+	return errors.As(err, &m)
 }
 
 // use adds a reference and mounts the head if it is not mounted.
@@ -388,8 +406,14 @@ func (a *Agent) Unmount(ctx context.Context, name, id string) error {
 	h.mounting.Lock()
 	defer h.mounting.Unlock()
 	left, err := a.refs.remove(h.key, id)
-	if err != nil || left > 0 {
+	if err != nil {
 		return err
+	}
+	if left > 0 {
+		// A crash may have left references that nobody will take back.
+		if holders, err := h.holders(ctx); err != nil || len(holders) > 0 {
+			return nil //nolint:nilerr // then somebody may still use it
+		}
 	}
 	b, err := a.backend(h.volume().Heads[branch].Pool)
 	if err != nil {
@@ -428,17 +452,17 @@ func (a *Agent) pull(ctx context.Context, v api.Volume, branch string) error {
 
 // mayReturn refuses to pull a head back for a container that was moved away.
 func (a *Agent) mayReturn(ctx context.Context, v api.Volume, branch string, gone api.Departure) error {
-	for _, name := range gone.Containers {
-		_, err := a.deps.Engine.Inspect(ctx, name)
-		if api.Is(err, api.NotFound) {
+	here, err := a.deps.Engine.List(ctx, Driver)
+	if err != nil {
+		return err
+	}
+	for _, c := range here {
+		if !slices.Contains(gone.Containers, c.Name) {
 			continue
 		}
-		if err != nil {
-			return err
-		}
-		return &api.Error{Kind: api.InUse, Op: "mount volume", Object: v.Name, Reason: fmt.Sprintf("it moved to %s together with container %s, whose original still stands here", gone.To, name), Next: fmt.Sprintf("docker rm %s here, or bring both back with drover volume move %s %s", name, v.Name, a.cfg.Node)}
+		return &api.Error{Kind: api.InUse, Op: "mount volume", Object: v.Name, Reason: fmt.Sprintf("it moved to %s together with container %s, whose original still stands here", gone.To, c.Name), Next: fmt.Sprintf("docker rm %s here, or bring both back with drover volume move %s %s", c.Name, v.Name, a.cfg.Node)}
 	}
-	_, err := a.deps.Ledger.Returned(ctx, v.ID, branch, a.cfg.Node)
+	_, err = a.deps.Ledger.Returned(ctx, v.ID, branch, a.cfg.Node)
 	return err
 }
 
@@ -478,12 +502,8 @@ func (a *Agent) ready(ctx context.Context, volume, branch string, patience time.
 // onTheWay tells Docker that the head is coming, and has the agent start the
 // container then.
 func (a *Agent) onTheWay(ctx context.Context, v api.Volume, branch string, cause error) error {
-	key := headKey{v.ID, branch}
-	if err := put(a.index, bucketWaiting, key.volume+"@"+key.branch, true); err != nil {
+	if err := a.wait(headKey{v.ID, branch}); err != nil {
 		return err
-	}
-	if h := a.head(v.ID, branch); h != nil {
-		h.kick()
 	}
 	text := "moving here"
 	asking, cancel := context.WithTimeout(ctx, 500*time.Millisecond)

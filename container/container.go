@@ -65,7 +65,10 @@ type Spec struct {
 // is known of its containers.
 type Engine interface {
 	// List gives all containers, running or not, that have a mount of the
-	// volume driver named, or all with driver "".
+	// volume driver named, or all with driver "". Error, Exit, Started and
+	// Restart may be left out. It never waits for a container that is just
+	// starting, unlike Inspect, so it may be asked from inside the volume
+	// plugin's calls.
 	List(ctx context.Context, driver string) ([]Container, error)
 	// Inspect gives one by id or name.
 	Inspect(ctx context.Context, id string) (Container, error)

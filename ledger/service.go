@@ -37,9 +37,8 @@ func (s *Service) Volume(ctx context.Context, ref string) (api.Volume, error) {
 // Volumes lists all volumes that are not deleted, or all that are, by name.
 func (s *Service) Volumes(ctx context.Context, deleted bool) ([]api.Volume, error) {
 	var list []api.Volume
-	_, err := state.Volumes.All(ctx, s.Store, "", func(_ string, v api.Volume, version int64) error {
+	_, err := state.Volumes.All(ctx, s.Store, "", func(_ string, v api.Volume, _ int64) error {
 		if (v.Deleted != nil) == deleted {
-			v.Version = version
 			list = append(list, v)
 		}
 		return nil
@@ -77,22 +76,21 @@ func (s *Service) lookup(ctx context.Context, tx *state.Tx, ref string) (string,
 }
 
 func get(tx *state.Tx, id string) (api.Volume, error) {
-	v, version, err := state.Volumes.Get(tx, id)
-	if version > 0 {
-		v.Version = version
-	}
+	v, _, err := state.Volumes.Get(tx, id)
 	return v, err
 }
 
-// put writes the record and the copies for the nodes it concerns.
-func put(tx *state.Tx, before, after api.Volume) error {
-	after.Version = 0
-	if err := state.Volumes.Put(tx, after.ID, after); err != nil {
+// put writes the record under its next version and the copies for the nodes
+// it concerns. The version is part of the record, so that who gets it by two
+// ways, as a call's answer and from a watch, knows which is the later one.
+func put(tx *state.Tx, before api.Volume, after *api.Volume) error {
+	after.Version = before.Version + 1
+	if err := state.Volumes.Put(tx, after.ID, *after); err != nil {
 		return err
 	}
-	nodes := Concerned(after)
+	nodes := Concerned(*after)
 	for _, node := range nodes {
-		if err := state.Assigned.Put(tx, node+"/"+after.ID, after); err != nil {
+		if err := state.Assigned.Put(tx, node+"/"+after.ID, *after); err != nil {
 			return err
 		}
 	}
@@ -116,7 +114,7 @@ func (s *Service) change(ctx context.Context, id string, rule func(api.Volume) (
 		if err != nil || same(before, after) {
 			return err
 		}
-		return put(tx, before, after)
+		return put(tx, before, &after)
 	})
 	return after, err
 }
@@ -131,13 +129,20 @@ func (s *Service) Create(ctx context.Context, c Create) (api.Volume, error) {
 		return v, err
 	}
 	err = s.Store.Update(ctx, func(tx *state.Tx) error {
+		// The same call again, its first answer lost, finds its own work.
+		if known, err := get(tx, v.ID); err == nil {
+			v = known
+			return nil
+		} else if !api.Is(err, api.NotFound) {
+			return err
+		}
 		if _, _, err := state.Nodes.Get(tx, c.Node); err != nil {
 			return err
 		}
 		if err := take(tx, v.Name, v.ID, "create volume"); err != nil {
 			return err
 		}
-		return put(tx, api.Volume{}, v)
+		return put(tx, api.Volume{}, &v)
 	})
 	return v, err
 }
@@ -172,7 +177,7 @@ func (s *Service) RequestMove(ctx context.Context, id, branch string, m api.Move
 		if err != nil || same(before, after) {
 			return err
 		}
-		return put(tx, before, after)
+		return put(tx, before, &after)
 	})
 	return after, err
 }
@@ -239,7 +244,7 @@ func (s *Service) Delete(ctx context.Context, id, by string) (api.Volume, error)
 		} else if err != nil && !api.Is(err, api.NotFound) {
 			return err
 		}
-		return put(tx, before, after)
+		return put(tx, before, &after)
 	})
 	return after, err
 }
@@ -258,7 +263,7 @@ func (s *Service) Restore(ctx context.Context, id, name string) (api.Volume, err
 		if err := take(tx, after.Name, id, "restore volume"); err != nil {
 			return err
 		}
-		return put(tx, before, after)
+		return put(tx, before, &after)
 	})
 	return after, err
 }
@@ -283,7 +288,7 @@ func (s *Service) Forget(ctx context.Context, id, branch, node string, epoch uin
 			return err
 		}
 		if !gone {
-			return put(tx, before, after)
+			return put(tx, before, &after)
 		}
 		state.Volumes.Delete(tx, id)
 		for _, n := range Concerned(before) {

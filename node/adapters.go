@@ -18,6 +18,7 @@ import (
 	plugin "github.com/drover-data/drover/plugin/docker"
 	"github.com/drover-data/drover/storage"
 	"github.com/drover-data/drover/storage/btrfs"
+	"github.com/drover-data/drover/storage/dir"
 	"github.com/drover-data/drover/storage/loopfile"
 	"github.com/drover-data/drover/trace"
 	"github.com/drover-data/drover/users"
@@ -170,8 +171,10 @@ func (o opener) open(ctx context.Context, p api.AddPool, create bool) (storage.B
 		b, err = o.file(ctx, p)
 	case p.Kind == "btrfs":
 		b, err = btrfs.New(btrfs.Config{Dir: p.Source})
+	case p.Kind == "dir":
+		b, err = dir.New(dir.Config{Dir: p.Source})
 	default:
-		err = &api.Error{Kind: api.Unsupported, Op: "open pool", Object: p.Name, Reason: "there is no pool of kind " + p.Kind, Next: "the kinds are btrfs, zfs and dir"}
+		err = &api.Error{Kind: api.Unsupported, Op: "open pool", Object: p.Name, Reason: "there is no pool of kind " + p.Kind, Next: "the kinds are btrfs and dir"}
 	}
 	if err != nil {
 		return nil, err
@@ -190,19 +193,19 @@ func (o opener) open(ctx context.Context, p api.AddPool, create bool) (storage.B
 
 // file is a btrfs on a file of the data directory.
 func (o opener) file(ctx context.Context, p api.AddPool) (*btrfs.Backend, error) {
-	dir := filepath.Join(o.dataDir, "pools")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	pools := filepath.Join(o.dataDir, "pools")
+	if err := os.MkdirAll(pools, 0o700); err != nil {
 		return nil, err
 	}
-	cfg := loopfile.Config{File: filepath.Join(dir, p.Name+".img"), Dir: filepath.Join(dir, p.Name), Size: p.Size}
+	cfg := loopfile.Config{File: filepath.Join(pools, p.Name+".img"), Dir: filepath.Join(pools, p.Name), Size: p.Size}
 	if cfg.Size == 0 {
 		var fs unix.Statfs_t
-		if err := unix.Statfs(dir, &fs); err != nil {
+		if err := unix.Statfs(pools, &fs); err != nil {
 			return nil, err
 		}
 		cfg.Size = loopfile.Policy{}.Initial(int64(fs.Blocks)*fs.Bsize, int64(fs.Bavail)*fs.Bsize)
 		if cfg.Size == 0 {
-			return nil, &api.Error{Kind: api.Exhausted, Op: "make pool", Object: p.Name, Reason: dir + " has too little room for a pool", Next: "free space, or add a pool elsewhere with drover pool add"}
+			return nil, &api.Error{Kind: api.Exhausted, Op: "make pool", Object: p.Name, Reason: pools + " has too little room for a pool", Next: "free space, or add a pool elsewhere with drover pool add"}
 		}
 	}
 	if err := loopfile.Ensure(ctx, cfg); err != nil {

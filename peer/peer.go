@@ -48,6 +48,8 @@ type Preparation struct {
 	Fidelity   storage.Fidelity `json:"fidelity"`
 	AllowLoss  bool             `json:"allowLoss"`
 	Containers []container.Spec `json:"containers,omitempty"` // to be made once the head is there
+	// Restart gives the restart policies that they had, by name.
+	Restart map[string]string `json:"restart,omitempty"`
 }
 
 // LedgerCall asks a control node for a change of a record.

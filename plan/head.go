@@ -12,10 +12,12 @@ type Copy struct {
 	Pool     string
 	Epoch    uint64 // as written beside the data
 	Released bool   // this epoch was let go of here; the record says to whom
-	Size     int64
-	Sizes    bool // the pool can change sizes
-	Stale    bool // the note beside the data is not that of the record
-	Sealed   bool // it was made a snapshot for a move, and can be made the head again
+	// ReleasedFor is the move for which it was let go of.
+	ReleasedFor string
+	Size        int64
+	Sizes       bool // the pool can change sizes
+	Stale       bool // the note beside the data is not that of the record
+	Sealed      bool // it was made a snapshot for a move, and can be made the head again
 }
 
 // Snapshot is one that a pool of this node holds.
@@ -110,7 +112,11 @@ func owner(o Observed, h api.Head) []Action {
 		return []Action{ReportReady{Epoch: h.Epoch}}
 	case c.Epoch < h.Epoch && !h.Ready:
 		// A copy of an earlier epoch, from a time when this node owned the
-		// head before: what it holds was sent on long ago.
+		// head before. What was let go of was sent on; anything else may be
+		// the only copy of what was written here.
+		if !c.Released {
+			return []Action{Alarm{Reason: fmt.Sprintf("the pool holds a copy of epoch %d that was never handed over, where epoch %d is to be made; it is kept", c.Epoch, h.Epoch)}}
+		}
 		if o.InUse {
 			return []Action{Alarm{Reason: fmt.Sprintf("a copy of epoch %d is in use while epoch %d is to be made", c.Epoch, h.Epoch)}}
 		}
@@ -128,16 +134,11 @@ func owner(o Observed, h api.Head) []Action {
 		}
 		out = append(out, ReportSettled{Epoch: h.Epoch})
 	}
+	if undo := undone(o, h, c); len(undo) > 0 {
+		return append(out, undo...)
+	}
 	if h.Move != nil {
 		return append(out, Move(o.Move, *h.Move, h.Epoch)...)
-	}
-	if c.Released || o.Closed != "" {
-		// A move ended before its hand-over: the record, freshly read, says
-		// that this node still is the owner.
-		out = append(out, Unfence{Move: o.Closed})
-	}
-	if o.Stopped != "" {
-		out = append(out, RestartUsers{Move: o.Stopped})
 	}
 	if c.Sizes && c.Size != o.Volume.Size {
 		out = append(out, SetSize{Pool: c.Pool, Size: o.Volume.Size})
@@ -149,6 +150,24 @@ func owner(o Observed, h api.Head) []Action {
 		out = append(out, StartUsers{Epoch: h.Epoch})
 	}
 	return append(out, thin(o, h)...)
+}
+
+// undone takes back what is left of a move that is no longer wanted, before
+// anything else happens to the head: the record, freshly read, says that this
+// node is the owner.
+func undone(o Observed, h api.Head, c Copy) []Action {
+	wish := ""
+	if h.Move != nil {
+		wish = h.Move.ID
+	}
+	var out []Action
+	if (o.Closed != "" && o.Closed != wish) || (c.Released && c.ReleasedFor != wish) {
+		out = append(out, Unfence{Move: o.Closed})
+	}
+	if o.Stopped != "" && o.Stopped != wish {
+		out = append(out, RestartUsers{Move: o.Stopped})
+	}
+	return out
 }
 
 // former is the part of a node that does not own the head: it owned it
@@ -166,7 +185,7 @@ func former(o Observed, h api.Head) []Action {
 			return append(out, Alarm{Reason: fmt.Sprintf("a copy of epoch %d is in use here, while %s owns epoch %d", c.Epoch, h.Node, h.Epoch)})
 		case h.From == o.Node && !h.Ready:
 			return append(out, Wait{For: h.Node + " to hold the head; until then the copy here stays"})
-		case h.From == o.Node || c.Released:
+		case c.Released:
 			out = append(out, DropHead{Pool: c.Pool, Epoch: c.Epoch})
 		default:
 			// Somebody took the head over without this node's word: what was

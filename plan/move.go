@@ -26,8 +26,9 @@ type MoveState struct {
 	Rounds          []Round
 	// Unsent is a snapshot that was taken and is not yet at the target.
 	Unsent string
-	// Users tells whether anybody uses the head; Movable whether all of them
-	// are containers that can be stopped. Holders names them.
+	// Users tells whether anybody uses the head; once it is closed, whether
+	// anybody does that can be stopped. Movable: all of them are containers
+	// that can be stopped. Holders names all that are there, or may be.
 	Users   bool
 	Movable bool
 	Holders string
@@ -112,10 +113,13 @@ func settle(m MoveState) []Action {
 		return []Action{TakeSnapshot{Linger: linger(m.Rounds)}}
 	case m.Stopping && !m.Stopped:
 		return []Action{Wait{For: "the containers to stop"}}
+	case m.Holders != "":
+		// Somebody may be about to use what was mounted a moment ago.
+		return []Action{Wait{For: fmt.Sprintf("the last users to be gone: %s", m.Holders), Retry: 100 * time.Millisecond}}
 	case m.Mounted:
 		return []Action{UnmountHead{}}
 	case !m.Gone:
-		return []Action{Wait{For: fmt.Sprintf("the last users to be gone: %s", m.Holders), Retry: 50 * time.Millisecond}}
+		return []Action{Wait{For: "the proof that nobody uses it", Retry: 100 * time.Millisecond}}
 	case m.Instant:
 		return []Action{TakeSnapshot{Final: true}}
 	}

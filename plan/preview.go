@@ -36,7 +36,7 @@ func Preview(m MoveState, wish api.Move, epoch uint64) []Action {
 			case CloseHead:
 				m.Closed = true
 			case StopUsers:
-				m.Stopping, m.Stopped, m.Users = true, true, false
+				m.Stopping, m.Stopped, m.Users, m.Holders = true, true, false, ""
 			case UnmountHead:
 				m.Mounted = false
 			case HandOver, CancelMove:

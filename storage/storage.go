@@ -92,6 +92,14 @@ type HeadSpec struct {
 	Note []byte
 }
 
+// Source is the id of the volume whose snapshot From is.
+func (s HeadSpec) Source() string {
+	if s.FromVolume != "" {
+		return s.FromVolume
+	}
+	return s.Key.Volume
+}
+
 // Head is a head as it is on the pool.
 type Head struct {
 	Key     HeadKey

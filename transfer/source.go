@@ -306,7 +306,7 @@ func sendStream(ctx context.Context, job Job, conn net.Conn, stream io.Reader, s
 	const ahead = 8
 	free, full := make(chan block, ahead), make(chan block, ahead)
 	for range ahead {
-		free <- block{buf: make([]byte, blockHead+blockSize)}
+		free <- block{} // allocated when it is first needed: many streams are short
 	}
 	var readErr error
 	go func() {
@@ -317,6 +317,9 @@ func sendStream(ctx context.Context, job Job, conn net.Conn, stream io.Reader, s
 			case <-ctx.Done():
 				return
 			case b = <-free:
+			}
+			if b.buf == nil {
+				b.buf = make([]byte, blockHead+blockSize)
 			}
 			n, err := io.ReadFull(stream, b.buf[blockHead:])
 			b.n = n

@@ -295,7 +295,7 @@ func (w *writer) run(ctx context.Context, reader *bufio.Reader) error {
 	const ahead = 8
 	free, full := make(chan []byte, ahead), make(chan chunk, ahead)
 	for range ahead {
-		free <- make([]byte, blockSize+8)
+		free <- nil // allocated when it is first needed: many streams are short
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -357,8 +357,11 @@ func readChunks(ctx context.Context, conn net.Conn, reader *bufio.Reader, free c
 			return context.Cause(ctx)
 		case buf = <-free:
 		}
+		if n > blockSize+8 {
+			return damaged(fmt.Sprintf("a frame of %d bytes, at most %d are taken", n, blockSize+8))
+		}
 		if n > cap(buf) {
-			return damaged(fmt.Sprintf("a frame of %d bytes, at most %d are taken", n, cap(buf)))
+			buf = make([]byte, n)
 		}
 		buf = buf[:n]
 		if _, err := io.ReadFull(reader, buf); err != nil {

@@ -94,8 +94,9 @@ func (e *Engine) Ping(ctx context.Context) (string, error) {
 	return fmt.Sprintf("%s %s (API %s)", name, v.Version, v.APIVersion), nil
 }
 
-// List inspects each container: the engine's list lacks what users need to
-// see, such as errors and restart policies.
+// List gives what the engine's own list says. It asks nothing of the
+// containers themselves: one that is just starting would not answer before
+// its volumes are mounted, and those who mount them call this.
 func (e *Engine) List(ctx context.Context, driver string) ([]container.Container, error) {
 	res, err := e.cli.ContainerList(ctx, client.ContainerListOptions{All: true})
 	if err != nil {
@@ -106,16 +107,21 @@ func (e *Engine) List(ctx context.Context, driver string) ([]container.Container
 		if driver != "" && !usesDriver(item.Mounts, driver) {
 			continue
 		}
-		c, err := e.Inspect(ctx, item.ID)
-		if api.Is(err, api.NotFound) {
-			continue // removed meanwhile
-		}
-		if err != nil {
-			return nil, err
+		c := container.Container{ID: item.ID, Image: item.Image, ImageID: item.ImageID, State: state(item.State), Labels: item.Labels, Mounts: mounts(item.Mounts)}
+		if len(item.Names) > 0 {
+			c.Name = strings.TrimPrefix(item.Names[0], "/")
 		}
 		all = append(all, c)
 	}
 	return all, nil
+}
+
+func mounts(list []moby.MountPoint) []container.Mount {
+	var out []container.Mount
+	for _, m := range list {
+		out = append(out, container.Mount{Volume: m.Name, Driver: m.Driver, Source: m.Source, Target: m.Destination, ReadOnly: !m.RW})
+	}
+	return out
 }
 
 func usesDriver(mounts []moby.MountPoint, driver string) bool {
@@ -160,9 +166,7 @@ func describe(c moby.InspectResponse) container.Container {
 	if t, err := time.Parse(time.RFC3339Nano, c.State.StartedAt); err == nil && t.Year() > 1 {
 		out.Started = t
 	}
-	for _, m := range c.Mounts {
-		out.Mounts = append(out.Mounts, container.Mount{Volume: m.Name, Driver: m.Driver, Source: m.Source, Target: m.Destination, ReadOnly: !m.RW})
-	}
+	out.Mounts = mounts(c.Mounts)
 	return out
 }
 

@@ -105,6 +105,15 @@ func (e *Engine) End(id string, exit int) error {
 	return err
 }
 
+// Fail makes a container that does not run remember why its last start failed.
+func (e *Engine) Fail(id, text string) error {
+	_, err := e.edit("fail", id, func(c *record) error {
+		c.Error = text
+		return nil
+	})
+	return err
+}
+
 // OnExec sets what Exec does; without it every command succeeds silently.
 func (e *Engine) OnExec(f func(id string, command []string) ([]byte, error)) {
 	e.mu.Lock()

@@ -79,7 +79,7 @@ func (b *Backend) createHead(ctx context.Context, op string, spec storage.HeadSp
 		return none, err
 	}
 	if spec.From != "" {
-		if err := checkID("snapshot", spec.From); err != nil {
+		if err := errors.Join(checkID("snapshot", spec.From), checkID("volume", spec.Source())); err != nil {
 			return none, err
 		}
 	}
@@ -127,7 +127,7 @@ func (b *Backend) createHead(ctx context.Context, op string, spec storage.HeadSp
 
 // fillHead makes a whole head at tmp/name.
 func (b *Backend) fillHead(p *pool, op string, tmp int, name string, spec storage.HeadSpec) error {
-	if err := b.beginTree(p, op, tmp, name, spec.Key.Volume, spec.From); err != nil {
+	if err := b.beginTree(p, op, tmp, name, spec.Source(), spec.From); err != nil {
 		return err
 	}
 	fd, err := openSubvol(tmp, name)

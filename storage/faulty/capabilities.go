@@ -213,7 +213,10 @@ func (r *receive) Write(p []byte) (int, error) {
 	if err == nil {
 		err = cut
 	}
-	return n, r.f.leave(err, after)
+	if err = r.f.leave(err, after); err == nil {
+		err = r.f.ask("Receive.Write", true)
+	}
+	return n, err
 }
 
 func (r *receive) Checkpoint(ctx context.Context) (int64, error) {

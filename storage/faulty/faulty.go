@@ -27,6 +27,7 @@ type Faults struct {
 	state   api.PoolState
 	space   int64 // bytes that streams may still write; -1 without limit
 	life    int   // grows with Restart: handles of an earlier life are dead
+	decide  func(method string, after bool) error
 }
 
 type rule struct {
@@ -118,6 +119,25 @@ func (f *Faults) Reset() {
 	f.rules, f.counts, f.calls, f.state, f.space = nil, map[string]int{}, nil, "", -1
 }
 
+// Decide asks a function before each call, and again after it when it took
+// effect: an error it returns becomes the call's. It is how a simulation
+// injects its faults into several ports by one script. Reset keeps it.
+func (f *Faults) Decide(decide func(method string, after bool) error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.decide = decide
+}
+
+func (f *Faults) ask(method string, after bool) error {
+	f.mu.Lock()
+	decide := f.decide
+	f.mu.Unlock()
+	if decide == nil {
+		return nil
+	}
+	return decide(method, after)
+}
+
 func (f *Faults) add(r rule) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -142,6 +162,9 @@ const dead = "the process crashed, as scripted"
 // enter is the beginning of a call. It gives the backend to call and what to
 // do afterwards: an error to return although the call took effect.
 func (f *Faults) enter(method string, n need, life int) (inner storage.Backend, after error, err error) {
+	if err := f.ask(method, false); err != nil {
+		return nil, nil, err
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.crashed || life >= 0 && life != f.life {
@@ -254,7 +277,10 @@ func call[T any](f *Faults, method string, n need, life int, run func(storage.Ba
 		return zero, err
 	}
 	v, err := run(inner)
-	if err = f.leave(err, after); err != nil {
+	if err = f.leave(err, after); err == nil {
+		err = f.ask(method, true)
+	}
+	if err != nil {
 		return zero, err
 	}
 	return v, nil

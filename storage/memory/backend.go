@@ -17,7 +17,7 @@ func (b *Backend) Info(context.Context) (storage.Info, error) {
 	used := b.used()
 	i := storage.Info{
 		Kind: "memory", Source: b.p.cfg.Name, State: b.p.state, Capacity: b.p.cfg.Capacity, Used: used,
-		Free: max(0, b.p.cfg.Capacity-used), HardSizes: true, Atomic: true, Instant: true,
+		Free: max(0, b.p.cfg.Capacity-used), HardSizes: true, Atomic: !b.p.cfg.Slow, Instant: !b.p.cfg.Slow,
 		// Paths and content are all there is.
 		Fidelity: storage.Fidelity{CaseSensitive: true, NameBytes: 255},
 	}
@@ -62,7 +62,11 @@ func (b *Backend) CreateHead(ctx context.Context, spec storage.HeadSpec) (storag
 	}
 	files := Files{}
 	if spec.From != "" {
-		s, err := b.snapshot(op, spec.Key.Volume, spec.From)
+		of := spec.FromVolume
+		if of == "" {
+			of = spec.Key.Volume
+		}
+		s, err := b.snapshot(op, of, spec.From)
 		if err != nil {
 			return none, err
 		}
@@ -177,13 +181,17 @@ func (b *Backend) Mount(ctx context.Context, key storage.HeadKey, target string)
 // Unmount implements storage.Backend.
 func (b *Backend) Unmount(ctx context.Context, key storage.HeadKey, target string) error {
 	const op = "unmount head"
-	return b.change(ctx, op, key, func(h *head) error {
+	err := b.change(ctx, op, key, func(h *head) error {
 		if h.mounts[target] && h.open {
 			return fail(api.InUse, op, key.String(), "something still uses "+target)
 		}
 		delete(h.mounts, target)
 		return nil
 	})
+	if api.Is(err, api.NotFound) {
+		return nil // what is not there is not mounted
+	}
+	return err
 }
 
 // Identity implements storage.Backend.
@@ -315,7 +323,7 @@ func (b *Backend) enter(ctx context.Context, op string, spec storage.ReceiveSpec
 	}
 	b.busy[k] = true
 	q := b.p.partials[k]
-	if q == nil || q.spec.Base != spec.Base || q.format != format {
+	if q == nil || q.spec.Base != spec.Base || q.spec.Stream != spec.Stream || q.format != format {
 		delete(b.p.partials, k)
 		return nil, nil
 	}

@@ -27,9 +27,12 @@ type Config struct {
 	Name     string           // what the user calls it, and the beginning of its lineages; "memory"
 	Capacity int64            // bytes; 1 TiB
 	Now      func() time.Time // the time; always the epoch when nil
-	// Plain hides the native streams' capability from nothing but Format: two
-	// pools with different Flavour do not understand each other.
+	// Flavour is part of the native format's name: two pools of different
+	// Flavour do not understand each other's streams.
 	Flavour string
+	// Slow says that snapshots are neither instant nor atomic, as on a file
+	// system without them; see Dir.
+	Slow bool
 }
 
 // Files is a tree's content by path.
@@ -56,7 +59,8 @@ type head struct {
 
 type snapshot struct {
 	storage.Snapshot
-	files Files
+	files  Files
+	sealed *head // the head that it was, where it was sealed
 }
 
 // partial is an arrival as far as it is durable.
@@ -111,6 +115,13 @@ func (b *Backend) Reboot() {
 		clear(h.mounts)
 		h.open = false
 	}
+}
+
+// SetCapacity changes how much the pool can hold.
+func (b *Backend) SetCapacity(n int64) {
+	b.p.mu.Lock()
+	defer b.p.mu.Unlock()
+	b.p.cfg.Capacity = n
 }
 
 // SetState makes the pool gone, read-only, full or ready.
@@ -323,7 +334,7 @@ func (b *Backend) publish(volume, id, lineage string, note []byte, files Files) 
 	}
 	s := &snapshot{storage.Snapshot{
 		ID: id, Volume: volume, Lineage: lineage, Order: b.p.serial, Created: b.p.cfg.Now(), Note: slices.Clone(note),
-	}, maps.Clone(files)}
+	}, maps.Clone(files), nil}
 	if b.p.snapshots[volume] == nil {
 		b.p.snapshots[volume] = map[string]*snapshot{}
 	}
@@ -334,4 +345,13 @@ func (b *Backend) publish(volume, id, lineage string, note []byte, files Files) 
 func sorted[T any, K cmp.Ordered](list []T, by func(T) K) []T {
 	slices.SortFunc(list, func(x, y T) int { return cmp.Compare(by(x), by(y)) })
 	return list
+}
+
+// Keys lists the heads of the pool, whatever its state.
+func (b *Backend) Keys() []storage.HeadKey {
+	b.p.mu.Lock()
+	defer b.p.mu.Unlock()
+	keys := slices.Collect(maps.Keys(b.p.heads))
+	slices.SortFunc(keys, func(x, y storage.HeadKey) int { return strings.Compare(x.String(), y.String()) })
+	return keys
 }

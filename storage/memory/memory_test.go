@@ -93,3 +93,32 @@ func TestStates(t *testing.T) {
 		t.Fatalf("Head in a read-only pool: %v", err)
 	}
 }
+
+func TestDir(t *testing.T) {
+	n := 0
+	storagetest.Run(t, func(*testing.T) storage.Backend {
+		n++
+		return memory.NewDir(memory.Config{Name: fmt.Sprintf("dir%d", n)})
+	}, storagetest.Options{
+		Content: dirContent{},
+		Reopen:  func(_ *testing.T, old storage.Backend) storage.Backend { return old.(*memory.Dir).Reopen() },
+		Gone:    func(_ *testing.T, b storage.Backend) { b.(*memory.Dir).Pool.SetState(api.PoolGone) },
+	})
+}
+
+// dirContent is content for a *memory.Dir.
+type dirContent struct{ content }
+
+func (dirContent) WriteHead(b storage.Backend, h storage.Head, f storagetest.Files) error {
+	return b.(*memory.Dir).Pool.Put(h.Key, f)
+}
+
+func (dirContent) ReadHead(b storage.Backend, h storage.Head) (storagetest.Files, error) {
+	f, err := b.(*memory.Dir).Pool.Files(h.Key)
+	return f, err
+}
+
+func (dirContent) ReadSnapshot(b storage.Backend, s storage.Snapshot) (storagetest.Files, error) {
+	f, err := b.(*memory.Dir).Pool.SnapshotFiles(s.Volume, s.ID)
+	return f, err
+}

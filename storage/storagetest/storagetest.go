@@ -34,6 +34,9 @@ type Options struct {
 	Content Content
 	// Mounts: mount points are real and this process may make them (root).
 	Mounts bool
+	// RootWrites: nothing but permissions keeps writers out of a snapshot's
+	// directory, so root can write there.
+	RootWrites bool
 	// Strange puts a thing into the pool that the backend did not make, and
 	// gives the path under which Recover reports it; nil where that is impossible.
 	Strange func(t *testing.T, b storage.Backend) string

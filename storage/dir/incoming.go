@@ -1,0 +1,284 @@
+package dir
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"sort"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/storage"
+)
+
+// A tree that is arriving goes on in place: what was written after the last
+// mark may be there, which the portable stream allows for.
+
+type incomingMeta struct {
+	Volume string `json:"volume"`
+	ID     string `json:"id"`
+	Base   string `json:"base,omitempty"`
+	Stream string `json:"stream,omitempty"`
+	Note   []byte `json:"note,omitempty"`
+}
+
+const (
+	specFile = "spec.json"
+	markFile = "mark"
+)
+
+func incomingPath(volume, id string) string { return "incoming/" + volume + "/" + id }
+
+func (b *Backend) claim(volume, id string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	k := volume + "/" + id
+	if b.busy[k] {
+		return false
+	}
+	b.busy[k] = true
+	return true
+}
+
+func (b *Backend) release(volume, id string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.busy, volume+"/"+id)
+}
+
+type stage struct {
+	b      *Backend
+	p      *pool
+	meta   incomingMeta
+	note   []byte
+	closed bool
+}
+
+// Stage implements storage.Backend.
+func (b *Backend) Stage(ctx context.Context, spec storage.ReceiveSpec) (storage.Stage, error) {
+	const op = "stage snapshot"
+	s, err := b.stage(ctx, op, spec)
+	if err != nil {
+		return nil, b.fail(op, spec.Volume+"@"+spec.ID, err)
+	}
+	return s, nil
+}
+
+func (b *Backend) stage(ctx context.Context, op string, spec storage.ReceiveSpec) (*stage, error) {
+	if err := errors.Join(checkID("volume", spec.Volume), checkID("snapshot", spec.ID), checkNote(spec.Note)); err != nil {
+		return nil, err
+	}
+	if spec.Base != "" {
+		if err := checkID("snapshot", spec.Base); err != nil {
+			return nil, err
+		}
+	}
+	object := spec.Volume + "@" + spec.ID
+	p, unlock, err := b.enter(ctx, spec.Volume)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if err := faccess(p.root, snapshotPath(spec.Volume, spec.ID)); err == nil {
+		return nil, &api.Error{Kind: api.Exists, Op: op, Object: object, Reason: "the snapshot is there already"}
+	} else if err != unix.ENOENT {
+		return nil, err
+	}
+	base := ""
+	if spec.Base != "" {
+		if _, err := b.snapshot(p, op, spec.Volume, spec.Base); err != nil {
+			return nil, err
+		}
+		base = snapshotPath(spec.Volume, spec.Base)
+	}
+	if !b.claim(spec.Volume, spec.ID) {
+		return nil, &api.Error{Kind: api.InUse, Op: op, Object: object, Reason: "it is arriving already", Next: "wait until the other session has ended"}
+	}
+	s := &stage{b: b, p: p, meta: incomingMeta{spec.Volume, spec.ID, spec.Base, spec.Stream, spec.Note}}
+	if err := s.begin(ctx, op, base, spec.Size); err != nil {
+		b.release(spec.Volume, spec.ID)
+		return nil, err
+	}
+	return s, nil
+}
+
+// begin goes on with what is there, or begins anew.
+func (s *stage) begin(ctx context.Context, op, base string, size int64) error {
+	path := incomingPath(s.meta.Volume, s.meta.ID)
+	var have incomingMeta
+	err := readJSON(s.p.root, path+"/"+specFile, &have)
+	if err == nil && have.Base == s.meta.Base && have.Stream == s.meta.Stream {
+		if err = readJSON(s.p.root, path+"/"+markFile, &s.note); err == nil {
+			return s.b.admit(ctx, op, s.object(), 0)
+		}
+	}
+	if gone(err) {
+		return err
+	}
+	if err := s.p.drop("incoming", s.meta.Volume, s.meta.ID); err != nil {
+		return err
+	}
+	if err := s.b.admit(ctx, op, s.object(), size); err != nil {
+		return err
+	}
+	if err := mkdirs(s.p.root, "incoming", s.meta.Volume, s.meta.ID); err != nil {
+		return err
+	}
+	if err := s.b.makeTree(ctx, s.p, op, s.object(), path+"/tree", base); err != nil {
+		return err
+	}
+	return writeJSON(s.p.root, path+"/"+specFile, s.meta, true)
+}
+
+func (s *stage) object() string { return s.meta.Volume + "@" + s.meta.ID }
+
+func (s *stage) path() string { return incomingPath(s.meta.Volume, s.meta.ID) + "/tree" }
+
+func (s *stage) Dir() string    { return s.b.dirPath(s.path(), dataDir) }
+func (s *stage) Beside() string { return s.b.dirPath(s.path(), besideDir) }
+func (s *stage) Marked() []byte { return s.note }
+
+func (s *stage) Mark(ctx context.Context, note []byte) error {
+	const op = "mark stage"
+	if s.closed {
+		return s.isClosed(op)
+	}
+	err := errors.Join(ctx.Err(), checkNote(note))
+	if err == nil {
+		err = s.p.writeOut()
+	}
+	if err == nil {
+		err = writeJSON(s.p.root, incomingPath(s.meta.Volume, s.meta.ID)+"/"+markFile, note, true)
+	}
+	if err == nil {
+		err = errors.Join(s.p.flush("incoming/"+s.meta.Volume), s.p.flush("incoming"))
+	}
+	if err == nil {
+		s.note = bytes.Clone(note)
+	}
+	return s.b.fail(op, s.object(), err)
+}
+
+func (s *stage) isClosed(op string) error {
+	return &api.Error{Kind: api.Invalid, Op: op, Object: s.object(), Reason: "this handle was closed"}
+}
+
+func (s *stage) Commit(ctx context.Context) (storage.Snapshot, error) {
+	const op = "commit stage"
+	if s.closed {
+		return storage.Snapshot{}, s.isClosed(op)
+	}
+	unlock, err := s.b.locks.lock(ctx, s.meta.Volume)
+	if err != nil {
+		return storage.Snapshot{}, s.b.fail(op, s.object(), err)
+	}
+	defer unlock()
+	m := snapMeta{Volume: s.meta.Volume, ID: s.meta.ID, Created: time.Now().UTC(), Note: s.meta.Note}
+	if err := s.b.publishSnapshot(s.p, s.path(), m); err != nil {
+		return storage.Snapshot{}, s.b.fail(op, s.object(), err)
+	}
+	// What is left is removed now or by Recover; the snapshot is there.
+	_ = s.p.drop("incoming", s.meta.Volume, s.meta.ID)
+	s.letGo()
+	snap, err := s.b.snapshot(s.p, op, s.meta.Volume, s.meta.ID)
+	return snap, s.b.fail(op, s.object(), err)
+}
+
+func (s *stage) letGo() {
+	if !s.closed {
+		s.closed = true
+		s.b.release(s.meta.Volume, s.meta.ID)
+	}
+}
+
+func (s *stage) Abort(ctx context.Context) error {
+	if s.closed {
+		return nil
+	}
+	unlock, err := s.b.locks.lock(ctx, s.meta.Volume)
+	if err != nil {
+		return s.b.fail("abort stage", s.object(), err)
+	}
+	defer unlock()
+	err = s.p.drop("incoming", s.meta.Volume, s.meta.ID)
+	s.letGo()
+	return s.b.fail("abort stage", s.object(), err)
+}
+
+func (s *stage) Close() error {
+	s.letGo()
+	return nil
+}
+
+// Recover implements storage.Backend.
+func (b *Backend) Recover(ctx context.Context) (storage.Content, error) {
+	c, err := b.recoverAll(ctx)
+	return c, b.fail("recover pool", b.cfg.Source, err)
+}
+
+func (b *Backend) recoverAll(ctx context.Context) (storage.Content, error) {
+	var c storage.Content
+	p, err := b.pool()
+	if err != nil {
+		return c, err
+	}
+	names, err := readNames(p.root, ".")
+	if err != nil {
+		return c, err
+	}
+	for _, n := range names {
+		if !own(n) && n != "lost+found" {
+			c.Strange = append(c.Strange, b.dirPath(n))
+		}
+	}
+	made, err := readNames(p.root, "tmp")
+	if err != nil {
+		return c, err
+	}
+	for _, n := range made {
+		if err := removeTree(p.root, "tmp/"+n); err != nil && !errors.Is(err, unix.EROFS) {
+			return c, err
+		}
+	}
+	var strange []string
+	if c.Snapshots, strange, err = b.scanSnapshots(ctx, p, ""); err != nil {
+		return c, err
+	}
+	c.Strange = append(c.Strange, strange...)
+	if c.Heads, strange, err = b.scanHeads(ctx, p); err != nil {
+		return c, err
+	}
+	c.Strange = append(c.Strange, strange...)
+	c.Partial, strange, err = b.scanIncoming(p)
+	c.Strange = append(c.Strange, strange...)
+	sort.Strings(c.Strange)
+	return c, err
+}
+
+// scanIncoming keeps what can go on and removes the rest.
+func (b *Backend) scanIncoming(p *pool) (partial []storage.ReceiveSpec, strange []string, err error) {
+	err = eachTwo(p, "incoming", func(volume, id string) error {
+		if !b.claim(volume, id) {
+			return nil
+		}
+		defer b.release(volume, id)
+		path := incomingPath(volume, id)
+		var meta incomingMeta
+		var note []byte
+		err := errors.Join(readJSON(p.root, path+"/"+specFile, &meta), readJSON(p.root, path+"/"+markFile, &note))
+		if gone(err) {
+			return err
+		}
+		if err == nil && meta.Volume == volume && meta.ID == id && faccess(p.root, path+"/tree") == nil && faccess(p.root, snapshotPath(volume, id)) == unix.ENOENT {
+			partial = append(partial, storage.ReceiveSpec{Volume: volume, ID: id, Base: meta.Base, Note: meta.Note, Stream: meta.Stream})
+			return nil
+		}
+		if err := p.drop("incoming", volume, id); err != nil && !errors.Is(err, unix.EROFS) {
+			return err
+		}
+		return nil
+	}, func(path string) { strange = append(strange, b.dirPath(path)) })
+	return partial, strange, err
+}

@@ -1,0 +1,391 @@
+// Package dir keeps volumes as plain directories on any file system of the
+// host. Where files can share their blocks (reflinks: XFS, btrfs, bcachefs) a
+// snapshot costs no data; elsewhere it is a full copy. It knows the file system
+// and nothing of clusters or containers.
+//
+// # Layout
+//
+//	POOL/drover-pool.json               says that this is a pool
+//	POOL/heads/VOLUME/BRANCH/           a head ("/" in BRANCH is "~")
+//	POOL/snapshots/VOLUME/ID/           a snapshot
+//	POOL/incoming/VOLUME/ID/            what is arriving: spec.json, tree/, mark
+//	POOL/tmp/                           what is being made; emptied by Recover
+//
+// A head, a snapshot and tree hold data/ (the content), .drover/head,
+// .drover/snapshot (our memory) and .drover/beside/.
+//
+// # Durability
+//
+// Whatever is made is made under tmp, written out, and then renamed to its
+// name; a directory is flushed after a name in it came or went.
+package dir
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/storage"
+)
+
+// Config is where the pool lies.
+type Config struct {
+	Dir    string // the pool's directory
+	Source string // what the user calls it; Dir when empty
+	// NoReflink copies even where blocks could be shared.
+	NoReflink bool
+}
+
+// Backend is a pool in a directory. See package storage for the contract.
+type Backend struct {
+	cfg   Config
+	locks keyed
+
+	mu   sync.Mutex
+	open *pool               // guarded by mu; nil until found
+	busy map[string]bool     // guarded by mu: snapshots that are arriving, by "volume/id"
+	used map[string]measured // guarded by mu: by path of the head
+}
+
+var (
+	_ storage.Backend = (*Backend)(nil)
+	_ storage.Sizer   = (*Backend)(nil)
+	_ storage.Sealer  = (*Backend)(nil)
+)
+
+type pool struct {
+	root     int // descriptor of Config.Dir
+	dev, ino uint64
+	reflink  bool
+	keeps    storage.Fidelity
+}
+
+const (
+	marker     = "drover-pool.json"
+	poolFormat = 1
+)
+
+var ownDirs = []string{"heads", "snapshots", "incoming", "tmp"}
+
+type markerFile struct {
+	Format int `json:"format"`
+}
+
+// New gives the backend of a pool. It does not look at it: a pool that is not
+// there is described by Info and makes everything else Unavailable.
+func New(cfg Config) (*Backend, error) {
+	if !filepath.IsAbs(cfg.Dir) {
+		return nil, &api.Error{Kind: api.Invalid, Op: "open pool", Object: cfg.Dir, Reason: "not an absolute path", Next: "give the directory's full path"}
+	}
+	if cfg.Source == "" {
+		cfg.Source = cfg.Dir
+	}
+	return &Backend{cfg: cfg, busy: map[string]bool{}, used: map[string]measured{}}, nil
+}
+
+// Init makes an empty directory a pool. For a pool it does nothing; a
+// directory that holds other things, or whose file system does not tell names
+// apart by case, is refused.
+func (b *Backend) Init(context.Context) error {
+	const op = "make pool"
+	return b.fail(op, b.cfg.Dir, b.init(op))
+}
+
+func (b *Backend) init(op string) error {
+	root, err := openRoot(b.cfg.Dir)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(root)
+	if err := faccess(root, marker); err == nil {
+		return nil
+	} else if err != unix.ENOENT {
+		return err
+	}
+	names, err := readNames(root, ".")
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if !own(n) && n != "lost+found" {
+			return &api.Error{Kind: api.Exists, Op: op, Object: b.cfg.Dir, Reason: fmt.Sprintf("the directory is not a pool and holds %q", n), Next: "give an empty directory"}
+		}
+	}
+	if err := unix.Fchmod(root, 0o700); err != nil {
+		return err
+	}
+	for _, d := range ownDirs {
+		if err := unix.Mkdirat(root, d, 0o700); err != nil && err != unix.EEXIST {
+			return err
+		}
+	}
+	keeps, _, err := probe(root)
+	if err != nil {
+		return err
+	}
+	if !keeps.CaseSensitive {
+		return &api.Error{Kind: api.Unsupported, Op: op, Object: b.cfg.Dir, Reason: "its file system does not tell names apart by case", Next: "give a directory on another file system"}
+	}
+	return writeJSON(root, marker, markerFile{Format: poolFormat}, true)
+}
+
+func own(name string) bool {
+	for _, d := range ownDirs {
+		if name == d {
+			return true
+		}
+	}
+	return name == marker || name == marker+".new"
+}
+
+// errNotThere marks a pool whose directory is not (or no longer) the pool.
+var errNotThere = errors.New("the pool is not there")
+
+func openRoot(dir string) (int, error) {
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("%w: open %s: %w", errNotThere, dir, err)
+	}
+	return fd, nil
+}
+
+// pool gives the pool if it is at its place now. Asking each time keeps an
+// unmounted pool from being taken for an empty one.
+func (b *Backend) pool() (*pool, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var st unix.Stat_t
+	err := unix.Stat(b.cfg.Dir, &st)
+	if b.open != nil {
+		if err == nil && st.Dev == b.open.dev && st.Ino == b.open.ino {
+			return b.open, nil
+		}
+		unix.Close(b.open.root)
+		b.open = nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %s: %w", errNotThere, b.cfg.Dir, err)
+	}
+	root, err := openRoot(b.cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	p := &pool{root: root, dev: st.Dev, ino: st.Ino}
+	if err := b.inspect(p); err != nil {
+		unix.Close(root)
+		return nil, err
+	}
+	b.open = p
+	return p, nil
+}
+
+func (b *Backend) inspect(p *pool) error {
+	var m markerFile
+	switch err := readJSON(p.root, marker, &m); {
+	case errors.Is(err, unix.ENOENT):
+		return fmt.Errorf("%w: %s has no %s", errNotThere, b.cfg.Dir, marker)
+	case err != nil:
+		return err
+	case m.Format != poolFormat:
+		return &api.Error{Kind: api.Unsupported, Op: "open pool", Object: b.cfg.Dir, Reason: fmt.Sprintf("its format is %d, this version knows %d", m.Format, poolFormat), Next: "upgrade Drover on this node"}
+	}
+	var err error
+	p.keeps, p.reflink, err = probe(p.root)
+	p.reflink = p.reflink && !b.cfg.NoReflink
+	if errors.Is(err, unix.EROFS) || errors.Is(err, unix.ENOSPC) {
+		err = nil // it can still be looked at, and is judged as keeping nothing
+	}
+	return err
+}
+
+// Close lets go of the pool.
+func (b *Backend) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.open != nil {
+		unix.Close(b.open.root)
+		b.open = nil
+	}
+	return nil
+}
+
+// Info implements storage.Backend.
+func (b *Backend) Info(context.Context) (storage.Info, error) {
+	info := storage.Info{Kind: "dir", Source: b.cfg.Source}
+	p, err := b.pool()
+	var st unix.Statfs_t
+	if err == nil {
+		err = unix.Fstatfs(p.root, &st)
+	}
+	if err != nil {
+		info.State, info.Reason = api.PoolGone, b.fail("look at pool", b.cfg.Source, err).Error()
+		return info, nil
+	}
+	info.Instant, info.Fidelity = p.reflink, p.keeps
+	info.Capacity = int64(st.Blocks) * st.Bsize
+	info.Used = int64(st.Blocks-st.Bfree) * st.Bsize
+	avail := int64(st.Bavail) * st.Bsize
+	info.Free = max(0, avail-watermark(info.Capacity))
+	info.State = api.PoolReady
+	switch {
+	case st.Flags&unix.ST_RDONLY != 0:
+		info.State, info.Reason, info.Free = api.PoolReadOnly, "its file system is mounted read-only: look into the kernel's log, then mount it again", 0
+	case info.Free == 0:
+		info.State, info.Reason = api.PoolFull, fmt.Sprintf("%d bytes are free, and %d are kept back: delete volumes or snapshots", avail, watermark(info.Capacity))
+	}
+	return info, nil
+}
+
+// watermark is what is kept free: 5 %, at least 16 MiB, at most 10 GiB, never
+// more than a fifth.
+func watermark(capacity int64) int64 {
+	return min(max(capacity/20, 16<<20), 10<<30, capacity/5)
+}
+
+// admit refuses what the pool cannot take.
+func (b *Backend) admit(ctx context.Context, op, object string, size int64) error {
+	i, err := b.Info(ctx)
+	switch {
+	case err != nil:
+		return err
+	case i.State == api.PoolReadOnly:
+		return &api.Error{Kind: api.ReadOnly, Op: op, Object: object, Reason: "pool " + b.cfg.Source + " is read-only", Next: i.Reason}
+	case i.State == api.PoolFull || size > i.Free:
+		return &api.Error{Kind: api.Exhausted, Op: op, Object: object, Reason: fmt.Sprintf("pool %s can take %d bytes, and %d are needed", b.cfg.Source, i.Free, size), Next: "delete volumes or snapshots, or choose another pool"}
+	}
+	return nil
+}
+
+// fail turns what the kernel said into an *api.Error; nil stays nil.
+func (b *Backend) fail(op, object string, err error) error {
+	if err == nil {
+		return nil
+	}
+	var known *api.Error
+	if errors.As(err, &known) {
+		return err
+	}
+	e := &api.Error{Kind: api.Internal, Op: op, Object: object, Err: err}
+	switch {
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		e.Kind = api.Canceled
+	case errors.Is(err, errNotThere):
+		e.Kind, e.Next = api.Unavailable, "mount the pool's file system, then try again"
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+		e.Kind, e.Reason, e.Next = api.Exhausted, "the pool "+b.cfg.Source+" is full", "delete volumes or snapshots"
+	case errors.Is(err, unix.EROFS):
+		e.Kind, e.Reason, e.Next = api.ReadOnly, "the pool "+b.cfg.Source+" is read-only", "look into the kernel's log, then mount it again"
+	case errors.Is(err, unix.EIO), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ESTALE), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ESHUTDOWN):
+		e.Kind, e.Next = api.Unavailable, "look at the pool's device and the kernel's log"
+	case errors.Is(err, unix.EUCLEAN):
+		e.Kind, e.Reason = api.Damaged, "the file system is damaged"
+	case errors.Is(err, unix.EBUSY):
+		e.Kind = api.InUse
+	}
+	return e
+}
+
+// keyed is a mutex for each key.
+type keyed struct {
+	mu sync.Mutex
+	m  map[string]chan struct{} // guarded by mu; a full channel is locked
+}
+
+func (k *keyed) lock(ctx context.Context, key string) (unlock func(), err error) {
+	k.mu.Lock()
+	if k.m == nil {
+		k.m = map[string]chan struct{}{}
+	}
+	c := k.m[key]
+	if c == nil {
+		c = make(chan struct{}, 1)
+		k.m[key] = c
+	}
+	k.mu.Unlock()
+	select {
+	case c <- struct{}{}:
+		return func() { <-c }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// enter is the beginning of every method that works on one volume.
+func (b *Backend) enter(ctx context.Context, volume string) (*pool, func(), error) {
+	if err := ctx.Err(); err != nil {
+		return nil, nil, err
+	}
+	p, err := b.pool()
+	if err != nil {
+		return nil, nil, err
+	}
+	unlock, err := b.locks.lock(ctx, volume)
+	return p, unlock, err
+}
+
+func (b *Backend) dirPath(rel ...string) string {
+	return filepath.Join(append([]string{b.cfg.Dir}, rel...)...)
+}
+
+func jsonBytes(v any) ([]byte, error) {
+	data, err := json.Marshal(v)
+	return append(data, '\n'), err
+}
+
+// move renames a place of the pool and makes both directories durable.
+func (p *pool) move(from, to string) error {
+	if err := unix.Renameat2(p.root, from, p.root, to, unix.RENAME_NOREPLACE); err != nil {
+		return err
+	}
+	return errors.Join(p.flush(filepath.Dir(to)), p.flush(filepath.Dir(from)))
+}
+
+// flush makes the names of a directory durable.
+func (p *pool) flush(rel string) error {
+	fd, err := openDir(p.root, rel)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Fsync(fd)
+}
+
+// writeOut makes all that was written durable.
+func (p *pool) writeOut() error { return unix.Syncfs(p.root) }
+
+// above makes the directory of a volume under heads, snapshots or incoming.
+func (p *pool) above(dir, volume string) error {
+	if err := mkdirs(p.root, dir, volume); err != nil {
+		return err
+	}
+	return p.flush(dir)
+}
+
+// drop durably removes dir/volume/name: first out of sight, then in pieces.
+func (p *pool) drop(dir, volume, name string) error {
+	tmp := fmt.Sprintf("tmp/drop-%s-%s-%s-%d", dir, volume, name, time.Now().UnixNano())
+	if len(tmp) > 250 {
+		tmp = fmt.Sprintf("tmp/drop-%d", time.Now().UnixNano())
+	}
+	err := unix.Renameat(p.root, dir+"/"+volume+"/"+name, p.root, tmp)
+	if err == unix.ENOENT {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := p.flush(dir + "/" + volume); err != nil {
+		return err
+	}
+	if err := unix.Unlinkat(p.root, dir+"/"+volume, unix.AT_REMOVEDIR); err != nil && err != unix.ENOTEMPTY && err != unix.ENOENT {
+		return err
+	}
+	return removeTree(p.root, tmp)
+}
