@@ -252,12 +252,16 @@ func (a *applier) punch(off, size int64) error {
 	if size == 0 {
 		return nil
 	}
-	err := unix.Fallocate(a.file, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, size)
-	if !unsupported(err) {
-		return err
-	}
 	var st unix.Stat_t
 	if err := unix.Fstat(a.file, &st); err != nil {
+		return err
+	}
+	whole := size
+	if off+size >= st.Size && off+size < max63-maxData {
+		whole += maxData // the last block, which the end lies in, as a whole
+	}
+	err := unix.Fallocate(a.file, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, whole)
+	if !unsupported(err) {
 		return err
 	}
 	zeros := make([]byte, maxData)

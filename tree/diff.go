@@ -491,6 +491,9 @@ func (d *differ) compare(fa, fb *folder, name, path string, ea, eb *entry) (chan
 				err = d.data(b, path, r)
 			}
 		case inA:
+			if end == ea.size { // the block a's end lies in goes as a whole
+				end = min(eb.size, endB)
+			}
 			if err = begin(); err == nil {
 				err = d.out.put(&record{op: opHole, path: path, off: off, size: end - off})
 			}

@@ -64,7 +64,10 @@ type receiving struct {
 	next   int64 // of the first byte not applied
 	ended  bool
 	closed bool
-	err    error // sticks
+	// poisoned: what was kept does not belong to this stream, or the stream is
+	// not the same each time; going on from there would fail again.
+	poisoned bool
+	err      error // sticks
 }
 
 func (r *receiving) Offset() int64 { return r.offset }
@@ -84,6 +87,7 @@ func (r *receiving) Write(p []byte) (int, error) {
 	r.buf = r.buf[:copy(r.buf, r.buf[used:])]
 	if err != nil {
 		r.err = wrap("receive snapshot", "", err)
+		r.poisoned = r.poisoned || r.offset > 0 && api.Is(r.err, api.Damaged)
 		return 0, r.err
 	}
 	return n, nil
@@ -131,6 +135,7 @@ func (r *receiving) block(payload []byte) error {
 			r.to.begun = true
 		case opEnd:
 			if !bytes.Equal(rec.data, r.sum.Sum(nil)) {
+				r.poisoned = true
 				return damaged("it does not have the digest it says")
 			}
 			r.ended = true
@@ -216,6 +221,9 @@ func (r *receiving) Abort(ctx context.Context) error {
 func (r *receiving) Close() error {
 	if r.closed {
 		return nil
+	}
+	if r.poisoned {
+		return r.Abort(context.Background())
 	}
 	r.closed = true
 	r.to.close()

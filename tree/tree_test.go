@@ -233,6 +233,27 @@ func TestDamage(t *testing.T) {
 	}
 }
 
+// TestPoisoned: what was kept of another stream ends in an error once, not for
+// ever: the next session begins anew.
+func TestPoisoned(t *testing.T) {
+	dir := t.TempDir()
+	var streams [2][]byte
+	for i := range streams {
+		src := filepath.Join(dir, fmt.Sprint("src", i))
+		must(t, os.Mkdir(src, 0o755))
+		must(t, os.WriteFile(filepath.Join(src, "f"), bytes.Repeat([]byte{byte(i)}, 2<<20), 0o644))
+		streams[i] = stream(t, snap(src), nil, 0)
+	}
+	st := newStage(t, filepath.Join(dir, "out"))
+	mixed := append(bytes.Clone(streams[0][:1<<20]), streams[1][1<<20:]...)
+	if err := feed(t, st, mixed, storage.Full(), false, 1<<20); !api.Is(err, api.Damaged) {
+		t.Fatalf("two halves of two streams gave %v", err)
+	}
+	if _, err := os.Lstat(st.dir); !os.IsNotExist(err) {
+		t.Fatal("what arrived was kept")
+	}
+}
+
 // build makes a stream of records as an attacker would.
 func build(records ...record) []byte {
 	var b bytes.Buffer

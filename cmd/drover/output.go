@@ -7,11 +7,11 @@ import (
 	"text/tabwriter"
 	"time"
 
+	units "github.com/docker/go-units"
 	"github.com/dustin/go-humanize"
 	"sigs.k8s.io/yaml"
 
 	"github.com/drover-data/drover/api"
-	plugin "github.com/drover-data/drover/plugin/docker"
 )
 
 // print shows a value: as JSON or YAML whole, as a table by rows.
@@ -53,14 +53,14 @@ func limitText(n int64) string {
 	return sizeText(n)
 }
 
-// parseSize reads 10G, 512MiB or a number of bytes; empty is 0.
+// parseSize reads 10G, 512MiB or a number of bytes, in powers of 1024; empty is 0.
 func parseSize(s string) (int64, error) {
 	if s == "" {
 		return 0, nil
 	}
-	n, err := plugin.ParseSize(s)
-	if err != nil {
-		return 0, &api.Error{Kind: api.Invalid, Op: "read size", Err: err, Next: "give bytes, or a number with K, M, G or T, as in 10G or 512MiB"}
+	n, err := units.RAMInBytes(s)
+	if err != nil || n < 0 {
+		return 0, &api.Error{Kind: api.Invalid, Op: "read size", Object: fmt.Sprintf("%q", s), Reason: "not a size", Next: "write it as in 10G, 512MiB or 1073741824"}
 	}
 	return n, nil
 }

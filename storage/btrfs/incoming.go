@@ -28,6 +28,7 @@ type incomingMeta struct {
 	Base   string `json:"base,omitempty"`
 	Note   []byte `json:"note,omitempty"`
 	Format string `json:"format,omitempty"` // of the stream; empty for a stage
+	Stream string `json:"stream,omitempty"` // storage.ReceiveSpec.Stream
 	// What the stream said of itself.
 	Version uint32 `json:"version,omitempty"`
 	UUID    UUID   `json:"uuid,omitzero"`
@@ -115,13 +116,13 @@ func (b *Backend) beginIncoming(ctx context.Context, op string, spec storage.Rec
 }
 
 func (b *Backend) openIncoming(p *pool, op string, spec storage.ReceiveSpec, format string) (*incoming, error) {
-	want := incomingMeta{Volume: spec.Volume, ID: spec.ID, Base: spec.Base, Note: spec.Note, Format: format}
+	want := incomingMeta{Volume: spec.Volume, ID: spec.ID, Base: spec.Base, Note: spec.Note, Format: format, Stream: spec.Stream}
 	path := incomingPath(spec.Volume, spec.ID)
 	var have incomingMeta
 	mark := int64(0)
 	fd, err := openDir(p.root, path)
 	if err == nil {
-		if e := readJSON(fd, "spec.json", &have); e == nil && have.Base == want.Base && have.Format == want.Format {
+		if e := readJSON(fd, "spec.json", &have); e == nil && have.Base == want.Base && have.Format == want.Format && have.Stream == want.Stream {
 			mark, err = youngestMark(fd)
 		}
 		unix.Close(fd)

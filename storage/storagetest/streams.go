@@ -40,6 +40,22 @@ func (s suite) stage(t *testing.T) {
 	if st, err = e.Stage(e.ctx, spec); err != nil || string(st.Marked()) != "after c" {
 		t.Fatalf("Stage after a restart: %v", err)
 	}
+	e.ok(st.Close(), "Close")
+	another := spec
+	another.ID, another.Stream = "other", "one"
+	if st, err = e.Stage(e.ctx, another); err != nil {
+		t.Fatal(err)
+	}
+	e.ok(st.Mark(e.ctx, []byte("of one stream")), "Mark")
+	e.ok(st.Close(), "Close")
+	another.Stream = "two"
+	if st, err = e.Stage(e.ctx, another); err != nil || len(st.Marked()) > 0 {
+		t.Fatalf("what arrived by one stream goes on with another: %q, %v", st.Marked(), err)
+	}
+	e.ok(st.Abort(e.ctx), "Abort")
+	if st, err = e.Stage(e.ctx, spec); err != nil || string(st.Marked()) != "after c" {
+		t.Fatalf("Stage once more: %v", err)
+	}
 	want := Files{"a": "1", "b": "2", "d/c": noise(3, 100<<10), "e": "last"}
 	e.ok(c.WriteStage(st, Files{"e": "last"}), "write")
 	s1, err := st.Commit(e.ctx)
