@@ -11,16 +11,21 @@ if ! command -v mmdebstrap >/dev/null; then
 	apt-get update -q && apt-get install -y -q --no-install-recommends mmdebstrap
 fi
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+trap 'rm -rf --one-file-system "$work"' EXIT
 mkdir -p dist "$work/image"
-sources=(/etc/apt/sources.list.d/*.sources /etc/apt/sources.list)
-mmdebstrap --quiet --mode=root --variant=minbase --architectures="$arch" \
-	--include=btrfs-progs,ca-certificates --dpkgopt='path-exclude=/usr/share/{doc,man,locale,info}/*' \
-	"" "$work/root" < <(cat "${sources[@]}" 2>/dev/null || true)
-install -m 0755 "$binary" "$work/root/usr/bin/drover"
-rm -rf "$work"/root/var/cache/apt/* "$work"/root/var/lib/apt/lists/* "$work"/root/dev/*
-# Reproducible as far as the packages are: sorted, without names and times.
-tar --sort=name --mtime=@0 --numeric-owner -C "$work/root" -cf "$work/image/layer.tar" .
+# The two forms of apt's sources do not mix in one stream.
+shopt -s nullglob
+sources=(/etc/apt/sources.list.d/*.sources)
+[ ${#sources[@]} -gt 0 ] || sources=(/etc/apt/sources.list.d/*.list /etc/apt/sources.list)
+. /etc/os-release
+# A tar, so that mmdebstrap mounts and removes what it needs by itself; made
+# with a fixed time, it is the same as long as the packages are.
+for s in "${sources[@]}"; do cat "$s"; printf '\n\n'; done |
+	SOURCE_DATE_EPOCH=0 mmdebstrap --quiet --mode=root --variant=essential --include=btrfs-progs,ca-certificates --format=tar \
+		--dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
+		--customize-hook="upload $binary /usr/bin/drover" --customize-hook='chmod 0755 "$1/usr/bin/drover"' \
+		--customize-hook='rm -rf "$1"/var/cache/apt "$1"/var/lib/apt' \
+		"$VERSION_CODENAME" "$work/image/layer.tar" -
 diff_id=$(sha256sum "$work/image/layer.tar" | cut -d' ' -f1)
 cat >"$work/config.json" <<JSON
 {"architecture":"$arch","os":"linux","created":"1970-01-01T00:00:00Z",

@@ -18,7 +18,7 @@ import (
 
 func hosts(t *testing.T, n int) (*lab.Lab, []*Engine) {
 	t.Helper()
-	name := fmt.Sprintf("e%d", os.Getpid())
+	name := fmt.Sprintf("e%d-%x", os.Getpid(), len(t.Name()))
 	dir := "/var/tmp/drover-test-" + name
 	t.Cleanup(func() {
 		if err := lab.Down(context.Background(), name); err != nil {

@@ -132,7 +132,7 @@ var doors = []door{
 // replaced by touching one room.
 var confined = []door{
 	{"go.etcd.io/etcd...", []string{"state/etcd", "internal/..."}, "the state store is a port; state/etcd is its one adapter"},
-	{"go.etcd.io/bbolt...", []string{"agent", "internal/..."}, "the agent's durable index"},
+	{"go.etcd.io/bbolt...", []string{"agent", "tree", "internal/..."}, "small durable records in one file: the agent's index, and what lies beside the data"},
 	{"google.golang.org/grpc...", []string{"state/etcd"}, "etcd's transport"},
 	{"github.com/moby/moby...", []string{"container/docker", "doctor", "internal/..."}, "the engine is a port; container/docker is its one adapter"},
 	{"github.com/spf13/...", []string{"cmd..."}, "flags are parsed in cmd only"},

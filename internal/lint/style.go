@@ -43,7 +43,7 @@ func checkStyle(s source) []string {
 				bad(n.Pos(), "init() acts behind the reader's back; let somebody call it")
 			}
 			limit := MaxFunction
-			if s.test {
+			if s.test || strings.HasSuffix(s.pkg, "test") { // a suite is a test as well
 				limit = MaxTest
 			}
 			length := s.fset.Position(n.End()).Line - s.fset.Position(n.Pos()).Line + 1
