@@ -26,7 +26,8 @@ type Target struct {
 	Portable Portable
 	// Interval is how many bytes lie between two checkpoints; 0 is 32 MiB.
 	Interval int64
-	// Watch is told what arrives, after each acknowledgement. It may be nil.
+	// Watch is told what arrives: before anything is made on the pool, after
+	// each acknowledgement, and at the end. It may be nil.
 	Watch func(Arrival)
 
 	mu       sync.Mutex
@@ -170,6 +171,14 @@ func (t *Target) receive(ctx context.Context, conn net.Conn, reader *bufio.Reade
 	if w.interval == 0 {
 		w.interval = defaultInterval
 	}
+	if t.Watch != nil {
+		w.watch = func() {
+			t.Watch(Arrival{Offer: offer, Peer: peer, Received: w.received.Load(), Durable: w.durable.Load()})
+		}
+		// Told before anything is made on the pool, so that whoever clears up
+		// after a transfer that was given up knows of it.
+		w.watch()
+	}
 	// Opening may copy a base, committing may wait for the disk: the source
 	// hears something all the time.
 	endBeat := w.keepAlive()
@@ -185,11 +194,6 @@ func (t *Target) receive(ctx context.Context, conn net.Conn, reader *bufio.Reade
 	w.durable.Store(offset)
 	if err := w.answer(Answer{Protocol: Protocol, Route: route, Offset: offset}); err != nil {
 		return err
-	}
-	if t.Watch != nil {
-		w.watch = func() {
-			t.Watch(Arrival{Offer: offer, Peer: peer, Received: w.received.Load(), Durable: w.durable.Load()})
-		}
 	}
 	if err := w.run(ctx, reader); err != nil {
 		return err
