@@ -182,7 +182,7 @@ func (m *mover) observe(ctx context.Context, v api.Volume, rec api.Head, j journ
 	if err != nil {
 		return s, err
 	}
-	down, err := m.down(ctx, j)
+	down, err := m.down(ctx, rec, j)
 	if err != nil {
 		return s, err
 	}
@@ -191,14 +191,16 @@ func (m *mover) observe(ctx context.Context, v api.Volume, rec api.Head, j journ
 }
 
 // down gives the ids of containers that the move takes along though they do
-// not run; see resumed.
-func (m *mover) down(ctx context.Context, j journal) (ids []string, err error) {
-	if !m.resumed || j.Stopping || len(j.Told) == 0 {
+// not run: those that failed to start only for want of the head, and, after a
+// restart of the agent, those that the target was told of; see resumed.
+func (m *mover) down(ctx context.Context, rec api.Head, j journal) (ids []string, err error) {
+	if j.Stopping || rec.Move.Options.Users != api.UsersMove {
 		return nil, nil
 	}
 	cs, err := m.h.containers(ctx)
 	for _, c := range cs {
-		if !c.State.Uses() && c.Restart != "no" && slices.Contains(j.Told, c.ID) {
+		told := m.resumed && slices.Contains(j.Told, c.ID)
+		if !c.State.Uses() && c.Restart != "no" && (told || failedForVolume(c)) {
 			ids = append(ids, c.ID)
 		}
 	}
@@ -339,7 +341,7 @@ func (m *mover) check(ctx context.Context, v api.Volume, rec api.Head, j journal
 	}
 	j.Told = nil
 	if rec.Move.Options.Users == api.UsersMove && !j.Here {
-		if err := m.exports(ctx, &p, &j); err != nil {
+		if err := m.exports(ctx, rec, &p, &j); err != nil {
 			return err
 		}
 	}
@@ -366,7 +368,7 @@ func (m *mover) toCome(ctx context.Context, p *pool, rec api.Head) (int64, error
 
 // exports describes the containers to be made at the target: those that run,
 // and those that this or an interrupted move has stopped.
-func (m *mover) exports(ctx context.Context, p *peer.Preparation, j *journal) error {
+func (m *mover) exports(ctx context.Context, rec api.Head, p *peer.Preparation, j *journal) error {
 	cs, err := m.h.containers(ctx)
 	if err != nil {
 		return err
@@ -375,9 +377,13 @@ func (m *mover) exports(ctx context.Context, p *peer.Preparation, j *journal) er
 	if err != nil {
 		return err
 	}
+	down, err := m.down(ctx, rec, *j)
+	if err != nil {
+		return err
+	}
 	p.Restart = map[string]string{}
 	for _, c := range cs {
-		policy, moves := c.Restart, slices.ContainsFunc(holders, func(x holder) bool { return x.ID == c.ID })
+		policy, moves := c.Restart, slices.Contains(down, c.ID) || slices.ContainsFunc(holders, func(x holder) bool { return x.ID == c.ID })
 		for _, s := range j.Stopped {
 			if s.ID == c.ID {
 				policy, moves = s.Restart, true
@@ -588,7 +594,7 @@ func (m *mover) stop(ctx context.Context, rec api.Head, j journal) error {
 	if err != nil {
 		return err
 	}
-	down, err := m.down(ctx, j)
+	down, err := m.down(ctx, rec, j)
 	if err != nil {
 		return err
 	}

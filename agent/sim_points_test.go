@@ -47,6 +47,7 @@ var hurts = []hurt{
 
 // TestEveryPoint repeats one move with a fault at each call that it makes.
 func TestEveryPoint(t *testing.T) {
+	t.Parallel()
 	tried := 0
 	for k, j := range journeys {
 		var calls []string

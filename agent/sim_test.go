@@ -416,7 +416,8 @@ func (s *script) check(name string) {
 func (s *script) refused(name, owner string) bool {
 	for _, n := range s.w.names() {
 		c, err := s.w.hosts[n].docker.Engine.Inspect(context.Background(), name)
-		if n != owner && err == nil && c.Restart == "always" && !c.State.Uses() && strings.Contains(c.Error, "mount volume") {
+		userActs := n != owner || !strings.Contains(c.Error, agent.Mark)
+		if userActs && err == nil && c.Restart == "always" && !c.State.Uses() && strings.Contains(c.Error, "mount volume") {
 			return true
 		}
 	}
@@ -467,7 +468,7 @@ func (s *script) checkPools(host *host, key storage.HeadKey, h api.Head) {
 					break
 				}
 			}
-			if len(p.Mounted(key)) != 1 {
+			if len(p.Mounted(key)) > 1 || (len(p.Mounted(key)) == 0 && len(host.docker.boundTo(name, key)) > 0) {
 				w.fail("%s: the head is mounted at %v", host.name, p.Mounted(key))
 			}
 		}
