@@ -2,6 +2,8 @@
 # Ubuntu with Go; what else a target needs it installs after saying so.
 SHELL := /bin/bash
 export CGO_ENABLED := 0
+# A checkout that belongs to somebody else builds as well; the version is VERSION.
+export GOFLAGS := $(GOFLAGS) -buildvcs=false
 
 VERSION := $(shell git describe --tags --match 'v[0-9]*' --dirty 2>/dev/null || \
 	echo "v0.0.0-$$(git rev-list --count HEAD 2>/dev/null || echo 0)-g$$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)")

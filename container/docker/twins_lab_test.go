@@ -16,7 +16,8 @@ func TestTwins(t *testing.T) {
 	l, engines := hosts(t, 1)
 	e, h, ctx := engines[0], l.Hosts()[0], t.Context()
 	for _, args := range [][]string{
-		{"volume", "create", "free"}, {"volume", "create", "used"},
+		{"volume", "create", "free"},
+		{"volume", "create", "used"},
 		{"create", "--name", "holder", "-v", "used:/data", lab.BusyboxImageName, "true"},
 	} {
 		if out, err := h.Docker(ctx, args...); err != nil {
