@@ -175,6 +175,7 @@ func (a Unfence) String() string { return "allow mounts again" }
 func (a CheckTarget) String() string {
 	return fmt.Sprintf("check that %s can take it in pool %s", a.To, a.Pool)
 }
+
 func (a TakeSnapshot) String() string {
 	s := "take a snapshot"
 	if a.Final {
