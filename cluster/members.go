@@ -38,6 +38,9 @@ type MemberChange struct {
 	URL  string // peer URL
 }
 
+// maxLearners is how many learners the state store takes at once.
+const maxLearners = 4
+
 // PlanMembers says what to do next so that the wanted number of nodes has a
 // vote. It is pure. alive names the nodes whose leases are held. The rules:
 //
@@ -75,7 +78,8 @@ func PlanMembers(nodes []api.Node, alive map[string]bool, members []state.Member
 	if len(changes) > 0 {
 		return changes
 	}
-	missing := wanted - len(v.keep) - len(v.ready) - len(v.syncing)
+	learners := len(v.ready) + len(v.syncing)
+	missing := min(wanted-len(v.keep)-learners, maxLearners-learners-len(v.silent))
 	for _, n := range v.spare[:max(0, min(missing, len(v.spare)))] {
 		changes = append(changes, MemberChange{Op: AddLearner, Node: n.Name, URL: n.PeerURL})
 	}
