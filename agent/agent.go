@@ -343,5 +343,9 @@ func (a *Agent) event(typ, level string, v api.Volume, branch, message string, d
 	if branch != "" && branch != api.MainBranch {
 		object += "@" + branch
 	}
-	a.deps.Events.Add(api.Event{Type: typ, Level: level, Object: object, Message: message, Data: data})
+	trace := ""
+	if m := v.Heads[branch].Move; m != nil {
+		trace = m.Trace
+	}
+	a.deps.Events.Add(api.Event{Type: typ, Level: level, Object: object, Message: message, Trace: trace, Data: data})
 }

@@ -347,15 +347,6 @@ func (h *host) kill() {
 	l.a.Crash()
 }
 
-// restart waits for the old agent's goroutines and starts a new one.
-func (h *host) restart(old *life) {
-	h.kill()
-	if old != nil {
-		<-old.over
-	}
-	h.start()
-}
-
 // reboot ends the host's agent, containers and mounts.
 func (h *host) reboot() {
 	h.w.logf("%s: reboot", h.name)

@@ -287,7 +287,7 @@ func (s suite) sizer(t *testing.T) {
 	}
 	e.ok(z.Resize(e.ctx, h.Key, 0), "remove the limit")
 	e.write(h, Files{"g": noise(2, 20*mib)})
-	e, c := e.again()
+	_, c := e.again()
 	if len(c.Heads) != 1 || c.Heads[0].Size != 0 {
 		t.Errorf("after a restart: %+v", c.Heads)
 	}
