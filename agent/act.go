@@ -42,6 +42,8 @@ func (h *head) act(ctx context.Context, o plan.Observed, action plan.Action) err
 			return err
 		}
 		return h.dropSnapshot(ctx, a.Pool, b, a.ID)
+	case plan.BeginPurge:
+		return h.took(h.a.deps.Ledger.BeginPurge(ctx, h.key.volume))
 	case plan.PurgeVolume:
 		return h.purge(ctx, o, a.Epoch)
 	case plan.StartUsers:

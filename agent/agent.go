@@ -36,6 +36,7 @@ type Ledger interface {
 	Returned(ctx context.Context, id, branch, node string) (api.Volume, error)
 	Resize(ctx context.Context, id string, size int64) (api.Volume, error)
 	Delete(ctx context.Context, id, by string) (api.Volume, error)
+	BeginPurge(ctx context.Context, id string) (api.Volume, error)
 	Forget(ctx context.Context, id, branch, node string, epoch uint64) error
 }
 
@@ -64,6 +65,8 @@ type Config struct {
 	MountWait time.Duration
 	// PeerWait bounds each question to another node while Docker waits.
 	PeerWait time.Duration
+	// SweepEvery is how often snapshots are looked for whose volume is gone.
+	SweepEvery time.Duration
 }
 
 // Deps are the ports of an agent.
@@ -127,6 +130,9 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 	if deps.Mounted == nil {
 		deps.Mounted = mountpointMounted
 	}
+	if cfg.SweepEvery == 0 {
+		cfg.SweepEvery = time.Hour
+	}
 	if cfg.PeerWait == 0 {
 		cfg.PeerWait = 1500 * time.Millisecond
 	}
@@ -162,6 +168,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return a.follow(ctx) })
 	group.Go(func() error { return a.watchEngine(ctx) })
 	group.Go(func() error { return a.watchPools(ctx) })
+	group.Go(func() error { a.sweepNowAndThen(ctx); return nil })
 	return group.Wait()
 }
 

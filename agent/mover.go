@@ -82,6 +82,7 @@ type mover struct {
 	unstop   context.CancelFunc // guarded by mu; ends the stopping
 	stopErr  error              // guarded by mu
 	progress api.MoveProgress   // guarded by mu
+	size     int64              // guarded by mu; about what a round has that carries everything
 	rate     meter              // guarded by mu
 }
 
@@ -339,6 +340,7 @@ func (m *mover) check(ctx context.Context, v api.Volume, rec api.Head, j journal
 	if p.Bytes, err = m.toCome(ctx, pool, rec); err != nil {
 		return err
 	}
+	m.expect(p.Bytes)
 	j.Told = nil
 	if rec.Move.Options.Users == api.UsersMove && !j.Here {
 		if err := m.exports(ctx, rec, &p, &j); err != nil {

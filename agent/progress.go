@@ -59,6 +59,13 @@ func (m *mover) nextRound(j journal) {
 	m.mu.Unlock()
 }
 
+// expect notes how much a round would be that carries everything.
+func (m *mover) expect(bytes int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.size = bytes
+}
+
 // stoppedNow notes the moment from which nobody uses the head.
 func (m *mover) stoppedNow() {
 	m.mu.Lock()
@@ -74,6 +81,9 @@ func (m *mover) watch(p transfer.Progress) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.progress.RoundSent, m.progress.Waiting = p.Sent, p.Waiting
+	if p.Route.Base == "" && p.Route.Format != "" {
+		m.progress.RoundSize = m.size
+	}
 	m.progress.Rate = m.rate.add(m.progress.Sent+p.Sent, now)
 	m.progress.Remaining = 0
 	if left := m.progress.RoundSize - p.Sent; left > 0 && m.progress.Rate > 0 {

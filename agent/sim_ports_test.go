@@ -329,6 +329,10 @@ func (b *books) Delete(ctx context.Context, id, by string) (api.Volume, error) {
 	return b.call("Delete", func(s *ledger.Service) (api.Volume, error) { return s.Delete(ctx, id, by) })
 }
 
+func (b *books) BeginPurge(ctx context.Context, id string) (api.Volume, error) {
+	return b.call("BeginPurge", func(s *ledger.Service) (api.Volume, error) { return s.BeginPurge(ctx, id) })
+}
+
 func (b *books) Forget(ctx context.Context, id, branch, node string, epoch uint64) error {
 	_, err := b.call("Forget", func(s *ledger.Service) (api.Volume, error) {
 		return api.Volume{}, s.Forget(ctx, id, branch, node, epoch)

@@ -24,6 +24,9 @@ type Deletion struct {
 	At    time.Time `json:"at"`
 	By    string    `json:"by"`
 	Purge time.Time `json:"purge" doc:"from then on the data may be removed"`
+	// Purging is set before the first byte is removed; from then on nothing
+	// can be restored.
+	Purging bool `json:"purging,omitempty"`
 }
 
 // Head is the writable working copy of one branch. It has at most one owner.

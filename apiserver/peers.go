@@ -109,7 +109,7 @@ func (s *Server) ledgerCall(ctx context.Context, in *struct{ Body peer.LedgerCal
 		return l.Returned(ctx, c.ID, c.Branch, node)
 	case "forget":
 		return api.Volume{}, l.Forget(ctx, c.ID, c.Branch, node, c.Epoch)
-	case "move", "cancel", "delete", "resize":
+	case "move", "cancel", "delete", "resize", "purge":
 		v, err := l.Volume(ctx, c.ID)
 		if err != nil {
 			return v, err
@@ -125,6 +125,8 @@ func (s *Server) ledgerCall(ctx context.Context, in *struct{ Body peer.LedgerCal
 		return l.RequestMove(ctx, c.ID, c.Branch, *c.Move)
 	case "cancel":
 		return l.CancelMove(ctx, c.ID, c.Branch, c.Move.ID)
+	case "purge":
+		return l.BeginPurge(ctx, c.ID)
 	case "resize":
 		return l.Resize(ctx, c.ID, c.Size)
 	}

@@ -43,6 +43,7 @@ type Ledger interface {
 	Purge(ctx context.Context, id string) (api.Volume, error)
 	Resize(ctx context.Context, id string, size int64) (api.Volume, error)
 	Label(ctx context.Context, id string, set map[string]string, remove []string) (api.Volume, error)
+	BeginPurge(ctx context.Context, id string) (api.Volume, error)
 	Forget(ctx context.Context, id, branch, node string, epoch uint64) error
 }
 

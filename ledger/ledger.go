@@ -180,8 +180,12 @@ func Hand(v api.Volume, branch string, o HandOver, now time.Time) (api.Volume, e
 }
 
 // Ready is the owner's word that it holds the head of this epoch durably.
+//
+// A deleted volume's owner says so too: a former owner waits for it.
 func Ready(v api.Volume, branch, node string, epoch uint64) (api.Volume, error) {
-	h, put, err := head(v, branch, "report volume ready")
+	live := v
+	live.Deleted = nil
+	h, put, err := head(live, branch, "report volume ready")
 	if err != nil {
 		return v, err
 	}
@@ -189,7 +193,9 @@ func Ready(v api.Volume, branch, node string, epoch uint64) (api.Volume, error) 
 		return v, notOwner("report volume ready", v.Name, node, epoch, h)
 	}
 	h.Ready = true
-	return put(h), nil
+	out := put(h)
+	out.Deleted = v.Deleted
+	return out, nil
 }
 
 // Settled is the previous owner's word that it has cleared up.
@@ -249,6 +255,9 @@ func Restore(v api.Volume, name string) (api.Volume, error) {
 	if v.Deleted == nil {
 		return v, &api.Error{Kind: api.Exists, Op: "restore volume", Object: v.Name, Reason: "it is not deleted"}
 	}
+	if v.Deleted.Purging {
+		return v, &api.Error{Kind: api.NotFound, Op: "restore volume", Object: v.Name, Reason: "its grace ended at " + v.Deleted.Purge.UTC().Format(time.DateTime) + " UTC and its data is being removed"}
+	}
 	if name != "" {
 		if err := api.CheckVolumeName(name); err != nil {
 			return v, err
@@ -272,11 +281,23 @@ func PurgeNow(v api.Volume, now time.Time) (api.Volume, error) {
 	return v, nil
 }
 
+// BeginPurge is an owner's word, before it removes anything, that a deleted
+// volume's grace has ended. It is what a restore competes with.
+func BeginPurge(v api.Volume, now time.Time) (api.Volume, error) {
+	if v.Deleted == nil || now.Before(v.Deleted.Purge) {
+		return v, &api.Error{Kind: api.Conflict, Op: "purge volume", Object: v.Name, Reason: "it was restored, or its grace has not ended"}
+	}
+	d := *v.Deleted
+	d.Purging = true
+	v.Deleted = &d
+	return v, nil
+}
+
 // Forget is an owner's word that it has destroyed a head whose grace ended.
 // When the last head is gone the record goes too: gone is true.
-func Forget(v api.Volume, branch, node string, epoch uint64, now time.Time) (next api.Volume, gone bool, err error) {
-	if v.Deleted == nil || now.Before(v.Deleted.Purge) {
-		return v, false, &api.Error{Kind: api.Conflict, Op: "forget volume", Object: v.Name, Reason: "it was restored, or its grace has not ended"}
+func Forget(v api.Volume, branch, node string, epoch uint64) (next api.Volume, gone bool, err error) {
+	if v.Deleted == nil || !v.Deleted.Purging {
+		return v, false, &api.Error{Kind: api.Conflict, Op: "forget volume", Object: v.Name, Reason: "its purge was not begun"}
 	}
 	h, ok := v.Heads[branch]
 	if !ok {

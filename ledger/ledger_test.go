@@ -70,8 +70,11 @@ func TestGrace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := Forget(v, "main", "a", 1, t0.Add(23*time.Hour)); !api.Is(err, api.Conflict) {
+	if _, _, err := Forget(v, "main", "a", 1); !api.Is(err, api.Conflict) {
 		t.Errorf("forgotten within the grace: %v", err)
+	}
+	if _, err := BeginPurge(v, t0.Add(23*time.Hour)); !api.Is(err, api.Conflict) {
+		t.Errorf("purged within the grace: %v", err)
 	}
 	if _, err := RequestMove(v, "main", api.Move{ID: "m", To: "b"}); !api.Is(err, api.NotFound) {
 		t.Errorf("deleted and moved: %v", err)
@@ -84,10 +87,17 @@ func TestGrace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := Forget(now, "main", "b", 1, t0.Add(time.Hour)); !api.Is(err, api.Conflict) {
+	now, err = BeginPurge(now, t0.Add(time.Hour))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Restore(now, ""); !api.Is(err, api.NotFound) {
+		t.Errorf("restored while its data is being removed: %v", err)
+	}
+	if _, _, err := Forget(now, "main", "b", 1); !api.Is(err, api.Conflict) {
 		t.Errorf("forgotten by a stranger: %v", err)
 	}
-	if _, gone, err := Forget(now, "main", "a", 1, t0.Add(time.Hour)); err != nil || !gone {
+	if _, gone, err := Forget(now, "main", "a", 1); err != nil || !gone {
 		t.Errorf("purge: %v %v", gone, err)
 	}
 }

@@ -273,6 +273,11 @@ func (s *Service) Purge(ctx context.Context, id string) (api.Volume, error) {
 	return s.change(ctx, id, func(v api.Volume) (api.Volume, error) { return PurgeNow(v, s.Now()) })
 }
 
+// BeginPurge notes that an owner is about to remove a deleted volume's data.
+func (s *Service) BeginPurge(ctx context.Context, id string) (api.Volume, error) {
+	return s.change(ctx, id, func(v api.Volume) (api.Volume, error) { return BeginPurge(v, s.Now()) })
+}
+
 // Forget notes that an owner destroyed a head whose grace ended.
 func (s *Service) Forget(ctx context.Context, id, branch, node string, epoch uint64) error {
 	return s.Store.Update(ctx, func(tx *state.Tx) error {
@@ -283,7 +288,7 @@ func (s *Service) Forget(ctx context.Context, id, branch, node string, epoch uin
 		if err != nil {
 			return err
 		}
-		after, gone, err := Forget(before, branch, node, epoch, s.Now())
+		after, gone, err := Forget(before, branch, node, epoch)
 		if err != nil {
 			return err
 		}

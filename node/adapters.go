@@ -86,6 +86,10 @@ func (l ledgers) Delete(ctx context.Context, id, by string) (api.Volume, error) 
 	return l.near().Delete(ctx, id, by)
 }
 
+func (l ledgers) BeginPurge(ctx context.Context, id string) (api.Volume, error) {
+	return l.near().BeginPurge(ctx, id)
+}
+
 func (l ledgers) Forget(ctx context.Context, id, branch, node string, epoch uint64) error {
 	return l.near().Forget(ctx, id, branch, node, epoch)
 }

@@ -52,6 +52,10 @@ type ReportSettled struct{ Epoch uint64 }
 // DropSnapshot removes a snapshot that nothing needs any more.
 type DropSnapshot struct{ Pool, ID string }
 
+// BeginPurge tells the cluster that the data is about to be removed: from then
+// on nothing can be restored.
+type BeginPurge struct{}
+
 // PurgeVolume removes all that is left of a volume whose grace has ended, and
 // then reports it.
 type PurgeVolume struct{ Epoch uint64 }
@@ -133,6 +137,7 @@ func (SetSize) action()       {}
 func (DropHead) action()      {}
 func (ReportSettled) action() {}
 func (DropSnapshot) action()  {}
+func (BeginPurge) action()    {}
 func (PurgeVolume) action()   {}
 func (StartUsers) action()    {}
 func (RestartUsers) action()  {}
@@ -166,6 +171,7 @@ func (a DropHead) String() string {
 }
 func (a ReportSettled) String() string { return fmt.Sprintf("report epoch %d settled", a.Epoch) }
 func (a DropSnapshot) String() string  { return "remove snapshot " + a.ID + " from pool " + a.Pool }
+func (a BeginPurge) String() string    { return "end the time in which it can be restored" }
 func (a PurgeVolume) String() string   { return "remove all data of the volume" }
 func (a StartUsers) String() string    { return "start the containers that use it" }
 func (a RestartUsers) String() string {

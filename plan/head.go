@@ -223,6 +223,11 @@ func deleted(o Observed, h api.Head) []Action {
 	if h.Node != o.Node {
 		return former(o, h)
 	}
+	if !h.Ready && h.From != "" {
+		// It was deleted on its way here. A former owner keeps its copy until
+		// this one is made.
+		return owner(o, h)
+	}
 	if o.Now.Before(o.Volume.Deleted.Purge) {
 		if c, here := find(o, h.Pool); here && c.Stale {
 			if _, ok := fit(o, h.Pool); ok {
@@ -236,6 +241,9 @@ func deleted(o Observed, h api.Head) []Action {
 	}
 	if why, ok := fit(o, h.Pool); !ok {
 		return []Action{why}
+	}
+	if !o.Volume.Deleted.Purging {
+		return []Action{BeginPurge{}}
 	}
 	return []Action{PurgeVolume{Epoch: h.Epoch}}
 }

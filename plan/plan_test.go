@@ -87,7 +87,14 @@ func TestNext(t *testing.T) {
 			o.Base["base"], o.Needed["now"] = true, true
 		}, "remove snapshot old from pool q"},
 		{"deleted", func(o *Observed, _ *api.Head) { o.Volume.Deleted = &api.Deletion{Purge: noon.Add(time.Hour)} }, "wait for the end of the volume's grace"},
-		{"its grace has ended", func(o *Observed, _ *api.Head) { o.Volume.Deleted = &api.Deletion{Purge: noon} }, "remove all data of the volume"},
+		{"its grace has ended", func(o *Observed, _ *api.Head) { o.Volume.Deleted = &api.Deletion{Purge: noon} }, "end the time in which it can be restored"},
+		{"its purge was begun", func(o *Observed, _ *api.Head) {
+			o.Volume.Deleted = &api.Deletion{Purge: noon, Purging: true}
+		}, "remove all data of the volume"},
+		{"deleted on its way here", func(o *Observed, h *api.Head) {
+			o.Volume.Deleted, o.Copies = &api.Deletion{Purge: noon.Add(time.Hour)}, nil
+			h.Ready, h.From, h.FromPool, h.Seed = false, "b", "q", "s"
+		}, "make head in pool p, from snapshot s, epoch 3; report epoch 3 ready"},
 		{"its grace has ended in use", func(o *Observed, _ *api.Head) {
 			o.Volume.Deleted, o.InUse = &api.Deletion{Purge: noon}, true
 		}, "alarm: the volume's grace has ended, but it is in use; nothing is removed"},

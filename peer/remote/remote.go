@@ -303,6 +303,11 @@ func (l Ledger) Delete(ctx context.Context, id, by string) (api.Volume, error) {
 	return l.call(ctx, peer.LedgerCall{Op: "delete", ID: id, By: by})
 }
 
+// BeginPurge notes that this node is about to remove a deleted volume's data.
+func (l Ledger) BeginPurge(ctx context.Context, id string) (api.Volume, error) {
+	return l.call(ctx, peer.LedgerCall{Op: "purge", ID: id})
+}
+
 // Forget notes that this node destroyed a head whose grace ended.
 func (l Ledger) Forget(ctx context.Context, id, branch, _ string, epoch uint64) error {
 	_, err := l.call(ctx, peer.LedgerCall{Op: "forget", ID: id, Branch: branch, Epoch: epoch})
