@@ -70,6 +70,7 @@ type mover struct {
 	rounds []plan.Round
 	unsent string
 	failed string
+	stuck  time.Time // since when somebody uses the head who cannot be stopped
 	// resumed: the move began before this process did. Containers that the
 	// target was told of and that do not run may be so because the host was
 	// restarted; they move as if they ran.
@@ -200,12 +201,38 @@ func (m *mover) down(ctx context.Context, rec api.Head, j journal) (ids []string
 	}
 	cs, err := m.h.containers(ctx)
 	for _, c := range cs {
+		if c.State.Uses() {
+			continue
+		}
+		// The list leaves out what is asked for here.
+		c, err := m.h.a.deps.Engine.Inspect(ctx, c.ID)
+		if api.Is(err, api.NotFound) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
 		told := m.resumed && slices.Contains(j.Told, c.ID)
 		if !c.State.Uses() && c.Restart != "no" && (told || failedForVolume(c)) {
 			ids = append(ids, c.ID)
 		}
 	}
 	return ids, err
+}
+
+// passing reports whether somebody who cannot be stopped has been there for so
+// short a time that it may pass by itself.
+func (m *mover) passing(stuck bool) bool {
+	const patience = 5 * time.Second
+	now := m.h.a.deps.Now()
+	switch {
+	case !stuck:
+		m.stuck = time.Time{}
+		return false
+	case m.stuck.IsZero():
+		m.stuck = now
+	}
+	return now.Sub(m.stuck) < patience
 }
 
 // observeUsers says who uses the head, and how far stopping them has come.
@@ -224,6 +251,7 @@ func (m *mover) observeUsers(s *plan.MoveState, j journal, rec api.Head, holders
 		// asked for before the head closed becomes a container, or is forgotten.
 		s.Users, s.Movable = len(running) > 0, true
 	}
+	s.Passing = m.passing(s.Users && !s.Movable)
 	m.mu.Lock()
 	if m.stopErr != nil {
 		s.Failed = m.stopErr.Error()

@@ -102,7 +102,7 @@ func (w *world) logs() {
 				continue
 			}
 			lines := strings.Split(strings.TrimSpace(string(text)), "\n")
-			w.t.Logf("%s %s:\n%s", h.Name(), service, strings.Join(lines[max(0, len(lines)-40):], "\n"))
+			w.t.Logf("%s %s:\n%s", h.Name(), service, strings.Join(lines[max(0, len(lines)-150):], "\n"))
 		}
 	}
 }

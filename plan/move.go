@@ -32,6 +32,9 @@ type MoveState struct {
 	Users   bool
 	Movable bool
 	Holders string
+	// Passing: who cannot be stopped was first seen a moment ago, and may be
+	// the last of a container that ends, or the first of one that begins.
+	Passing bool
 	Hooked  bool
 	Closed  bool // new mounts are refused
 	// Stopping: stopping was begun; Stopped: the engine says they have all stopped.
@@ -79,6 +82,9 @@ func Move(m MoveState, wish api.Move, epoch uint64) []Action {
 	}
 	if m.Users && wish.Options.Users == api.UsersRefuse {
 		return []Action{CancelMove{Reason: "it is used by " + m.Holders}}
+	}
+	if m.Users && !m.Movable && m.Passing {
+		return []Action{Wait{For: m.Holders + " to be gone", Retry: 200 * time.Millisecond}}
 	}
 	if m.Users && !m.Movable {
 		return []Action{CancelMove{Reason: "it is used by " + m.Holders + ", which Drover cannot stop"}}

@@ -1,0 +1,78 @@
+//go:build lab
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// Who may not join is told why.
+func TestJoinRefused(t *testing.T) {
+	w := newWorld(t, 2, "1G")
+	token := func() string { return w.run("node1", "drover", "node", "token") }
+	join := func(token string, more ...string) []string {
+		return append([]string{"drover", "join", token, "--no-start", "--data-dir", "/var/lib/other", "--api-port", "7533", "--state-port", "7534", "--peer-port", "7535"}, more...)
+	}
+	good := token()
+	w.refused("node2", []string{"node1", "name"}, join(good, "--name", "node1")...)
+	w.refused("node2", []string{"10.99.77.77", "cannot listen"}, join(good, "--name", "other", "--advertise", "10.99.77.77")...)
+	broken := strings.Replace(good, good[20:24], "0000", 1)
+	w.refused("node2", []string{"token"}, join(broken, "--name", "other")...)
+	w.refused("node2", []string{"token"}, join("nonsense", "--name", "other")...)
+	w.run("node2", join(good, "--name", "other")...)
+	w.refused("node2", []string{"used"}, "drover", "join", good, "--no-start", "--name", "another", "--data-dir", "/var/lib/another", "--api-port", "7633", "--state-port", "7634", "--peer-port", "7635")
+	revoked := token()
+	w.run("node1", "drover", "node", "token", "rm", strings.Split(revoked, ".")[1])
+	w.refused("node2", []string{"token"}, "drover", "join", revoked, "--no-start", "--name", "another", "--data-dir", "/var/lib/another", "--api-port", "7633", "--state-port", "7634", "--peer-port", "7635")
+	w.refused("node2", []string{"belongs to cluster"}, "drover", "join", token(), "--no-start")
+	w.refused("node2", []string{"belongs to cluster"}, "drover", "init", "--no-start")
+}
+
+// A node is drained, with the containers that use its volumes, and removed.
+func TestDrainAndRemove(t *testing.T) {
+	w := newWorld(t, 3, "1G")
+	for i := range 3 {
+		w.busybox("node2", fmt.Sprintf("vol%d", i), fmt.Sprintf("echo %d > /d/f", i))
+	}
+	w.run("node2", "docker", "run", "-d", "--name", "app", "--volume-driver", "drover", "-v", "vol0:/d", image, "sleep", "1000")
+	w.refused("node1", []string{"vol0"}, "drover", "node", "rm", "node2")
+	w.run("node1", "drover", "node", "drain", "node2")
+	for i := range 3 {
+		if owner := w.owner("node1", fmt.Sprintf("vol%d", i)); owner == "node2" || owner == "" {
+			t.Errorf("vol%d is on %q", i, owner)
+		}
+	}
+	w.refused("node1", []string{"drained"}, "drover", "volume", "move", "vol1", "node2")
+	w.until("the container runs elsewhere", func() error {
+		for _, n := range []string{"node1", "node3"} {
+			if out := w.run(n, "docker", "ps", "-q", "-f", "name=app"); out != "" {
+				return nil
+			}
+		}
+		return errors.New("it runs nowhere")
+	})
+	w.run("node2", "docker", "rm", "app")
+	w.until("node2 may be removed", func() error {
+		out, err := w.try("node1", "drover", "node", "rm", "node2")
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+	w.until("node2 is refused", func() error {
+		if out, err := w.try("node2", "drover", "volume", "ls"); err == nil {
+			return errors.New(out)
+		}
+		return nil
+	})
+	w.until("the others go on", func() error {
+		if out := w.run("node3", "drover", "node", "ls"); strings.Contains(out, "node2") {
+			return errors.New(out)
+		}
+		return nil
+	})
+	w.equal(w.busybox("node1", "vol2", "cat /d/f"), "2")
+}
