@@ -1,0 +1,546 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/container"
+	"github.com/drover-data/drover/peer"
+	"github.com/drover-data/drover/plan"
+	"github.com/drover-data/drover/storage"
+	"github.com/drover-data/drover/transfer"
+)
+
+// act does one step of a move.
+func (m *mover) act(ctx context.Context, o plan.Observed, action plan.Action) error {
+	v := o.Volume
+	rec := v.Heads[m.h.key.branch]
+	j, err := m.journal()
+	if err != nil {
+		return err
+	}
+	switch a := action.(type) {
+	case plan.CheckTarget:
+		m.phase(api.MoveChecking)
+		err = m.check(ctx, v, rec, j)
+	case plan.TakeSnapshot:
+		err = m.snapshot(ctx, rec, a, j)
+	case plan.SealHead:
+		err = m.seal(ctx, rec, j)
+	case plan.SendSnapshot:
+		err = m.send(ctx, v, rec, a, j)
+	case plan.RunHook:
+		err = m.hook(ctx, rec, j)
+	case plan.CloseHead:
+		j.Closed = true
+		m.h.mounting.Lock()
+		err = m.write(j)
+		m.h.mounting.Unlock()
+	case plan.StopUsers:
+		m.phase(api.MoveStopping)
+		err = m.stop(ctx, rec, j)
+	case plan.UnmountHead:
+		err = m.unmount(ctx, rec)
+	case plan.ReleaseHead:
+		err = m.release(ctx, v, rec, j)
+	case plan.HandOver:
+		m.phase(api.MoveHandover)
+		err = m.handOver(ctx, v, rec, a, j)
+	case plan.CancelMove:
+		err = m.cancel(ctx, v, rec, a.Reason)
+	default:
+		return &api.Error{Kind: api.Internal, Op: "move volume", Object: v.Name, Reason: fmt.Sprintf("no way is known to do %T", action)}
+	}
+	return m.judge(err)
+}
+
+// errLookAgain ends a list of actions early: the rest relies on what has failed.
+var errLookAgain = errors.New("look again")
+
+// judge keeps an error that will not pass as the reason to end the move.
+func (m *mover) judge(err error) error {
+	switch api.KindOf(err) {
+	case api.Invalid, api.Denied, api.Unsupported, api.Damaged, api.Exhausted, api.ReadOnly, api.InUse, api.Exists:
+		m.failed = err.Error()
+		m.h.a.deps.Log.Warn("move cannot go on", "volume", m.h.volume().Name, "error", err)
+		return errLookAgain
+	}
+	return err
+}
+
+// check asks the target, with all that it needs to make the containers.
+func (m *mover) check(ctx context.Context, v api.Volume, rec api.Head, j journal) error {
+	p := peer.Preparation{Move: rec.Move.ID, Volume: v, Branch: m.h.key.branch, Epoch: rec.Epoch, Pool: rec.Move.Pool, AllowLoss: rec.Move.Options.AllowLoss}
+	pool, err := m.h.a.pool(rec.Pool)
+	if err != nil {
+		return err
+	}
+	p.Fidelity = pool.seen().Fidelity
+	if p.Bytes, err = m.toCome(ctx, pool, rec); err != nil {
+		return err
+	}
+	m.expect(p.Bytes)
+	j.Told = nil
+	if rec.Move.Options.Users == api.UsersMove && !j.Here {
+		if err := m.exports(ctx, rec, &p, &j); err != nil {
+			return err
+		}
+	}
+	if err := m.h.a.deps.Peers.Prepare(ctx, rec.Move.To, p); err != nil {
+		return err
+	}
+	j.Checked = true
+	return m.write(j)
+}
+
+// toCome is about how much the target needs room for; where it holds a base,
+// only what changed comes, and nobody knows how much that is.
+func (m *mover) toCome(ctx context.Context, p *pool, rec api.Head) (int64, error) {
+	bases, err := m.h.a.index.bases(m.h.id())
+	if err != nil || bases[rec.Move.To] != "" {
+		return 0, err
+	}
+	hd, err := p.backend.Head(ctx, m.h.storageKey())
+	if api.Is(err, api.NotFound) {
+		return 0, nil
+	}
+	return max(hd.Used, 0), err
+}
+
+// exports describes the containers to be made at the target: those that run,
+// and those that this or an interrupted move has stopped.
+func (m *mover) exports(ctx context.Context, rec api.Head, p *peer.Preparation, j *journal) error {
+	cs, err := m.h.containers(ctx)
+	if err != nil {
+		return err
+	}
+	holders, err := m.h.holders(ctx)
+	if err != nil {
+		return err
+	}
+	down, err := m.down(ctx, rec, *j)
+	if err != nil {
+		return err
+	}
+	p.Restart = map[string]string{}
+	for _, c := range cs {
+		policy, moves := c.Restart, slices.Contains(down, c.ID) || slices.ContainsFunc(holders, func(x holder) bool { return x.ID == c.ID })
+		for _, s := range j.Stopped {
+			if s.ID == c.ID {
+				policy, moves = s.Restart, true
+			}
+		}
+		if !moves {
+			continue
+		}
+		if policy == "" {
+			now, err := m.h.a.deps.Engine.Inspect(ctx, c.ID)
+			if err != nil {
+				return err
+			}
+			policy = now.Restart
+		}
+		spec, err := m.h.a.deps.Engine.Export(ctx, c.ID)
+		if err != nil {
+			return err
+		}
+		p.Containers = append(p.Containers, spec)
+		p.Restart[c.Name] = policy
+		j.Told = append(j.Told, c.ID)
+	}
+	return nil
+}
+
+func (m *mover) snapshot(ctx context.Context, rec api.Head, a plan.TakeSnapshot, j journal) error {
+	if a.Linger > 0 {
+		m.mu.Lock()
+		stopper := m.stopper
+		m.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-stopper:
+			return nil
+		case <-time.After(a.Linger):
+		}
+	}
+	b, err := m.h.a.backend(rec.Pool)
+	if err != nil {
+		return err
+	}
+	if a.Pause {
+		release, err := m.pause(ctx)
+		if err != nil {
+			return err
+		}
+		defer release()
+	}
+	id := m.h.a.deps.NewID()
+	if _, err := b.Snapshot(ctx, m.h.storageKey(), id, nil); err != nil {
+		return err
+	}
+	if !a.Final {
+		m.unsent = id
+		return nil
+	}
+	m.stoppedNow()
+	j.Final = id
+	return m.write(j)
+}
+
+// pause holds the containers that use the head until release is called.
+func (m *mover) pause(ctx context.Context) (release func(), err error) {
+	cs, err := m.h.containers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var held []string
+	release = func() {
+		for _, id := range held {
+			if err := m.h.a.deps.Engine.Unpause(context.WithoutCancel(ctx), id); err != nil {
+				m.h.a.deps.Log.Error("cannot let a container go on", "container", id, "error", err)
+			}
+		}
+	}
+	for _, c := range cs {
+		if c.State != container.Running {
+			continue
+		}
+		if err := m.h.a.deps.Engine.Pause(ctx, c.ID); err != nil {
+			release()
+			return nil, err
+		}
+		held = append(held, c.ID)
+	}
+	return release, nil
+}
+
+func (m *mover) seal(ctx context.Context, rec api.Head, j journal) error {
+	b, err := m.h.a.backend(rec.Pool)
+	if err != nil {
+		return err
+	}
+	sealer, ok := b.(storage.Sealer)
+	if !ok {
+		return m.snapshot(ctx, rec, plan.TakeSnapshot{Final: true}, j)
+	}
+	if j.Sealed == "" {
+		j.Sealed = m.h.a.deps.NewID()
+		if err := m.write(j); err != nil {
+			return err
+		}
+	}
+	m.stoppedNow()
+	if _, err := sealer.Seal(ctx, m.h.storageKey(), j.Sealed, nil); err != nil {
+		return err
+	}
+	j.Final = j.Sealed
+	return m.write(j)
+}
+
+func (m *mover) send(ctx context.Context, v api.Volume, rec api.Head, a plan.SendSnapshot, j journal) error {
+	final := a.ID == j.Final
+	p, err := m.h.a.pool(rec.Pool)
+	if err != nil {
+		return err
+	}
+	if final {
+		m.phase(api.MoveFinal)
+	} else {
+		m.nextRound(j)
+	}
+	job := transfer.Job{Offer: transfer.Offer{
+		Volume: v.ID, Branch: m.h.key.branch, Move: rec.Move.ID, Pool: rec.Move.Pool, Snapshot: a.ID,
+		Fidelity: p.seen().Fidelity, AllowLoss: rec.Move.Options.AllowLoss, Stream: m.h.a.streamID(),
+	}}
+	if a.Limited && rec.Move.Options.Bandwidth > 0 {
+		const burst = 256 << 10
+		job.Limit = rate.NewLimiter(rate.Limit(rec.Move.Options.Bandwidth), burst)
+	}
+	source := transfer.Source{
+		Backend: p.backend, Portable: m.h.a.deps.Portable, Watch: m.watch,
+		Dial: func(ctx context.Context) (net.Conn, error) { return m.h.a.deps.Peers.Dial(ctx, rec.Move.To) },
+	}
+	ctx, done := m.h.working(ctx, rec.Move.ID)
+	defer done()
+	result, err := source.Send(ctx, job)
+	m.counted(result, final)
+	if err != nil {
+		if api.Is(err, api.Canceled) {
+			return nil // the wish was withdrawn, or the agent ends: the next look tells
+		}
+		return err
+	}
+	if err := put(m.h.a.index, bucketBases, m.h.id()+"/"+rec.Move.To, a.ID); err != nil {
+		return err
+	}
+	if final {
+		j.Sent = true
+		return m.write(j)
+	}
+	m.rounds = append(m.rounds, plan.Round{ID: a.ID, Sent: result.Sent})
+	m.unsent = ""
+	return nil
+}
+
+// working gives a context that ends when the wish is withdrawn.
+func (h *head) working(ctx context.Context, wish string) (context.Context, func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.busy, h.wish = cancel, wish
+	if m := h.record.Heads[h.key.branch].Move; m == nil || m.ID != wish {
+		cancel()
+	}
+	return ctx, func() {
+		h.mu.Lock()
+		h.busy = nil
+		h.mu.Unlock()
+		cancel()
+	}
+}
+
+func (m *mover) hook(ctx context.Context, rec api.Head, j journal) error {
+	if command := rec.Move.Options.Hook; len(command) > 0 {
+		timeout := rec.Move.Options.HookTimeout
+		if timeout == 0 {
+			timeout = 30 * time.Second
+		}
+		ctx, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
+		cs, err := m.h.containers(ctx)
+		if err != nil {
+			return err
+		}
+		for _, c := range cs {
+			if c.State != container.Running {
+				continue
+			}
+			if out, err := m.h.a.deps.Engine.Exec(ctx, c.ID, command); err != nil {
+				return &api.Error{Kind: api.Invalid, Op: "run hook", Object: "container " + c.Name, Reason: string(out[max(0, len(out)-300):]), Err: err, Next: "nothing was stopped; mend the hook or leave it out"}
+			}
+		}
+	}
+	j.Hooked = true
+	return m.write(j)
+}
+
+// stop begins to stop the containers that use the head.
+func (m *mover) stop(ctx context.Context, rec api.Head, j journal) error {
+	cs, err := m.h.containers(ctx)
+	if err != nil {
+		return err
+	}
+	holders, err := m.h.holders(ctx)
+	if err != nil {
+		return err
+	}
+	down, err := m.down(ctx, rec, j)
+	if err != nil {
+		return err
+	}
+	var running []container.Container
+	for _, c := range cs {
+		if !slices.Contains(down, c.ID) && !slices.ContainsFunc(holders, func(x holder) bool { return x.ID == c.ID }) {
+			continue
+		}
+		running = append(running, c)
+		if !slices.ContainsFunc(j.Stopped, func(s stopped) bool { return s.ID == c.ID }) {
+			if c, err = m.h.a.deps.Engine.Inspect(ctx, c.ID); err != nil {
+				return err
+			}
+			j.Stopped = append(j.Stopped, stopped{c.ID, c.Name, c.Restart})
+		}
+	}
+	j.Stopping = true
+	if err := m.write(j); err != nil {
+		return err
+	}
+	over := make(chan struct{})
+	ctx, cancel := context.WithCancel(ctx)
+	m.mu.Lock()
+	m.stopper, m.unstop = over, cancel
+	m.mu.Unlock()
+	m.h.a.group.Go(func() error {
+		defer m.h.kick()
+		defer close(over)
+		defer cancel()
+		err := m.stopAll(ctx, running, rec.Move.Options.StopTimeout)
+		m.mu.Lock()
+		m.stopErr = err
+		m.mu.Unlock()
+		m.stoppedNow()
+		return nil
+	})
+	return nil
+}
+
+func (m *mover) stopAll(ctx context.Context, cs []container.Container, timeout time.Duration) error {
+	for _, c := range cs {
+		// Its restart policy would start it again, here, where the data is leaving.
+		if err := m.h.a.deps.Engine.SetRestart(ctx, c.ID, "no"); err != nil {
+			return err
+		}
+		if err := m.h.a.deps.Engine.Stop(ctx, c.ID, timeout); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *mover) unmount(ctx context.Context, rec api.Head) error {
+	b, err := m.h.a.backend(rec.Pool)
+	if err != nil {
+		return err
+	}
+	m.h.mounting.Lock()
+	defer m.h.mounting.Unlock()
+	err = m.h.unmount(ctx, b)
+	if api.Is(err, api.InUse) {
+		// Busy in the kernel's eyes: somebody has a file open through it.
+		return &api.Error{Kind: api.Unavailable, Op: "unmount volume", Object: m.h.volume().Name, Err: err}
+	}
+	return err
+}
+
+func (m *mover) release(ctx context.Context, v api.Volume, rec api.Head, j journal) error {
+	if j.Sealed != "" {
+		return nil
+	}
+	return m.h.keepNote(ctx, rec.Pool, v, rec.Epoch, rec.Move.ID)
+}
+
+func (m *mover) handOver(ctx context.Context, v api.Volume, rec api.Head, a plan.HandOver, j journal) error {
+	o := handOver(m.h.a.cfg.Node, rec, a.Snapshot)
+	if rec.Move.Options.Users == api.UsersMove && !j.Here {
+		for _, s := range j.Stopped {
+			o.Departed = append(o.Departed, s.Name)
+		}
+	}
+	after, err := m.h.a.deps.Ledger.Hand(ctx, m.h.key.volume, m.h.key.branch, o)
+	if api.Is(err, api.Canceled) || api.Is(err, api.Conflict) {
+		// Withdrawn a moment ago, or long done: the record tells.
+		now, err := m.h.a.deps.Ledger.Volume(ctx, m.h.key.volume)
+		return m.h.took(now, err)
+	}
+	if err != nil {
+		return err
+	}
+	m.phase(api.MoveActivating)
+	m.h.a.event("volume.handed-over", "info", v, m.h.key.branch, fmt.Sprintf("volume %s belongs to %s now, epoch %d", v.Name, a.To, rec.Epoch+1), map[string]string{"move": rec.Move.ID})
+	return m.h.took(after, nil)
+}
+
+func (m *mover) cancel(ctx context.Context, v api.Volume, rec api.Head, reason string) error {
+	after, err := m.h.a.deps.Ledger.CancelMove(ctx, m.h.key.volume, m.h.key.branch, rec.Move.ID)
+	if err != nil {
+		return err
+	}
+	m.ended(&api.Error{Kind: api.Canceled, Op: "move volume", Object: v.Name, Reason: reason})
+	m.h.a.event("volume.move-cancelled", "warning", v, m.h.key.branch, fmt.Sprintf("volume %s stays on %s: %s", v.Name, m.h.a.cfg.Node, reason), map[string]string{"move": rec.Move.ID})
+	return m.h.took(after, nil)
+}
+
+// unfence opens the head again after a move that ended before its hand-over,
+// or that brought it to another pool of this node.
+func (m *mover) unfence(ctx context.Context, o plan.Observed) error {
+	rec := o.Volume.Heads[m.h.key.branch]
+	if err := m.stopStopping(ctx); err != nil {
+		return err
+	}
+	j, err := m.journal()
+	if err != nil {
+		return err
+	}
+	b, err := m.h.a.backend(rec.Pool)
+	if err != nil {
+		return err
+	}
+	m.h.mounting.Lock()
+	defer m.h.mounting.Unlock()
+	if j.Sealed != "" && j.Epoch == rec.Epoch {
+		if sealer, ok := b.(storage.Sealer); ok {
+			if _, err := sealer.Unseal(ctx, m.h.key.volume, j.Sealed, m.h.storageKey()); err != nil && !api.Is(err, api.NotFound) {
+				return err
+			}
+		}
+	}
+	if err := m.h.keepNote(ctx, rec.Pool, o.Volume, rec.Epoch, ""); err != nil {
+		return err
+	}
+	if j.Epoch == rec.Epoch {
+		m.ended(&api.Error{Kind: api.Canceled, Op: "move volume", Object: o.Volume.Name, Reason: "the move was cancelled"})
+	}
+	if len(j.Stopped) == 0 {
+		return m.forget()
+	}
+	return m.write(journal{Move: j.Move, Epoch: rec.Epoch, Stopped: j.Stopped})
+}
+
+// stopStopping ends what a withdrawn move does to the containers, and waits
+// for it, so that it stops none that was started again.
+func (m *mover) stopStopping(ctx context.Context) error {
+	m.mu.Lock()
+	over, unstop := m.stopper, m.unstop
+	m.mu.Unlock()
+	if over == nil {
+		return nil
+	}
+	unstop()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-over:
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.stopper, m.stopErr, m.unstop = nil, nil, nil
+	return nil
+}
+
+// maxRestarts bounds how often a container is started in vain, about half a
+// minute with the pauses between.
+const maxRestarts = 7
+
+// restart starts the containers again that a move stopped, as they were. One
+// that cannot be started is said and left: it holds up nothing else.
+func (m *mover) restart(ctx context.Context) error {
+	if err := m.stopStopping(ctx); err != nil {
+		return err
+	}
+	j, err := m.journal()
+	if err != nil {
+		return err
+	}
+	for len(j.Stopped) > 0 {
+		s := j.Stopped[0]
+		err := m.h.a.deps.Engine.SetRestart(ctx, s.ID, s.Restart)
+		if err == nil {
+			err = m.h.a.deps.Engine.Start(ctx, s.ID)
+		}
+		switch {
+		case err == nil:
+			m.h.a.event("container.restarted", "info", m.h.volume(), m.h.key.branch, "container "+s.Name+" runs here again", nil)
+		case api.Is(err, api.Unavailable) || ctx.Err() != nil:
+			return err
+		case m.restarts < maxRestarts && !api.Is(err, api.NotFound):
+			m.restarts++
+			return err
+		case !api.Is(err, api.NotFound):
+			m.h.complain(m.h.volume(), "container "+s.Name+" was stopped for a move and does not start again: "+err.Error())
+		}
+		m.restarts = 0
+		j.Stopped = j.Stopped[1:]
+		if err := m.write(j); err != nil {
+			return err
+		}
+	}
+	return m.forget()
+}
