@@ -161,3 +161,22 @@ func (a *Agent) Resize(ctx context.Context, volume string, size int64) (api.Volu
 	after, err := a.deps.Ledger.Resize(ctx, volume, size)
 	return after, h.took(after, err)
 }
+
+// Held lists the snapshots of a volume that this node holds, latest last.
+func (a *Agent) Held(ctx context.Context, volume string) ([]api.HeldSnapshot, error) {
+	out := []api.HeldSnapshot{}
+	for _, p := range a.poolList() {
+		if p.seen().State == api.PoolGone {
+			continue
+		}
+		list, err := p.backend.Snapshots(ctx, volume)
+		if err != nil {
+			return nil, err
+		}
+		for _, s := range list {
+			out = append(out, api.HeldSnapshot{Pool: p.name, ID: s.ID, Created: s.Created})
+		}
+	}
+	slices.SortFunc(out, func(x, y api.HeldSnapshot) int { return x.Created.Compare(y.Created) })
+	return out, nil
+}

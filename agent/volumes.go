@@ -445,7 +445,7 @@ func (a *Agent) pull(ctx context.Context, v api.Volume, branch string) error {
 	defer cancel()
 	err = a.deps.Peers.Pull(asking, rec.Node, peer.Pull{Volume: v.ID, Branch: branch, To: a.cfg.Node, Pool: pool, By: "mount on " + a.cfg.Node})
 	if api.Is(err, api.Unavailable) || (err != nil && asking.Err() != nil && ctx.Err() == nil) {
-		return marked(&api.Error{Kind: api.Unknown, Op: "mount volume", Object: v.Name, Reason: "its owner " + rec.Node + " does not answer, so whether it is used there is unknown", Err: err, Next: "bring " + rec.Node + " back, or see drover volume recover --help"})
+		return marked(&api.Error{Kind: api.Unknown, Op: "mount volume", Object: v.Name, Reason: "its owner " + rec.Node + " does not answer, so whether it is used there is unknown", Err: err, Next: "bring " + rec.Node + " back, or if it is gone for good, see drover volume recover --help"})
 	}
 	return err
 }

@@ -21,6 +21,35 @@ type StartMove struct {
 	DryRun  bool        `json:"dryRun,omitempty" doc:"only say what would be done"`
 }
 
+// RecoverVolume is a user's decision that a volume goes on elsewhere from what
+// is held there, because its owner is gone.
+type RecoverVolume struct {
+	Node string `json:"node" doc:"the new owner; it must hold a snapshot of the volume"`
+	// OwnerIsDead is the user's word that the owner has stopped for certain:
+	// powered off, not merely unreachable.
+	OwnerIsDead bool `json:"ownerIsDead"`
+	// AcceptLoss is the user's word that what was written after that snapshot
+	// may be missing.
+	AcceptLoss bool `json:"acceptLoss"`
+	DryRun     bool `json:"dryRun,omitempty" doc:"only say what would be lost"`
+}
+
+// Recovery is what a recovery did or would do.
+type Recovery struct {
+	Volume   string       `json:"volume"`
+	From     string       `json:"from"`
+	To       string       `json:"to"`
+	Snapshot HeldSnapshot `json:"snapshot"`
+	Loss     string       `json:"loss" doc:"in words"`
+}
+
+// HeldSnapshot is a snapshot that a node holds of a volume.
+type HeldSnapshot struct {
+	Pool    string    `json:"pool"`
+	ID      string    `json:"id"`
+	Created time.Time `json:"created"`
+}
+
 // MovePlan is what a move does: its actions in order, and what is known of
 // its size before it begins.
 type MovePlan struct {

@@ -52,6 +52,9 @@ type Head struct {
 	// Away lists nodes whose stopped containers were moved elsewhere with the
 	// head. A mount there may not pull the head back.
 	Away map[string]Departure `json:"away,omitempty"`
+	// Stranded are nodes from which the head was taken without their word, with
+	// the epoch they had. What they hold of it is kept and never mounted.
+	Stranded map[string]uint64 `json:"stranded,omitempty"`
 }
 
 // Departure says why a node may not pull a head back: containers that used it

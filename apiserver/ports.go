@@ -19,6 +19,7 @@ type Agent interface {
 	Status(ctx context.Context, volume, branch string) (api.HeadStatus, error)
 	Delete(ctx context.Context, volume, by string) error
 	Resize(ctx context.Context, volume string, size int64) (api.Volume, error)
+	Held(ctx context.Context, volume string) ([]api.HeldSnapshot, error)
 	Pull(ctx context.Context, r peer.Pull) error
 	Prepare(ctx context.Context, p peer.Preparation) error
 	Pools() []api.Pool
@@ -43,6 +44,7 @@ type Ledger interface {
 	Purge(ctx context.Context, id string) (api.Volume, error)
 	Resize(ctx context.Context, id string, size int64) (api.Volume, error)
 	Label(ctx context.Context, id string, set map[string]string, remove []string) (api.Volume, error)
+	Adopt(ctx context.Context, id, branch, node, pool, snapshot, proof, loss string) (api.Volume, error)
 	BeginPurge(ctx context.Context, id string) (api.Volume, error)
 	Forget(ctx context.Context, id, branch, node string, epoch uint64) error
 }

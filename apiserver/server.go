@@ -58,6 +58,7 @@ func New(cfg Config) *Server {
 	s.volumeRoutes()
 	s.nodeRoutes()
 	s.peerRoutes()
+	s.recoverRoutes()
 	s.eventRoutes()
 	if cfg.Metrics != nil {
 		s.mux.HandleFunc("GET /metrics", s.metrics)

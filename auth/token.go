@@ -61,7 +61,7 @@ func checksum(s string) string { return fmt.Sprintf("%08x", crc32.ChecksumIEEE([
 // ParseToken reads a token. Whatever it accepts, String prints as it was.
 func ParseToken(s string) (Token, error) {
 	bad := func(why string) (Token, error) {
-		return Token{}, &api.Error{Kind: api.Invalid, Op: "read join token", Reason: why, Next: "copy the whole token, or make one with drover token create on a node of the cluster"}
+		return Token{}, &api.Error{Kind: api.Invalid, Op: "read join token", Reason: why, Next: "copy the whole token, or make one with drover node token on a node of the cluster"}
 	}
 	if len(s) > maxToken {
 		return bad("it is too long")

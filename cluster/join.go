@@ -71,7 +71,7 @@ func (r JoinRequest) check(f joinFacts) (replay bool, err error) {
 	refuse := func(kind api.Kind, reason, next string) (bool, error) {
 		return false, &api.Error{Kind: kind, Op: "join cluster", Object: r.Name, Reason: reason, Next: next}
 	}
-	const newToken = "make a new token with drover token create on a node of the cluster"
+	const newToken = "make a new token with drover node token on a node of the cluster"
 	// Whoever does not know the secret learns nothing else.
 	if f.token == nil || !auth.SecretMatches(r.Secret, f.token.Hash) {
 		return refuse(api.Unauthenticated, "the token is not known here; it was mistyped, revoked or made by another cluster", newToken)

@@ -76,3 +76,44 @@ func TestDrainAndRemove(t *testing.T) {
 	})
 	w.equal(w.busybox("node1", "vol2", "cat /d/f"), "2")
 }
+
+// A node that is gone for good: its volume goes on from what another node
+// holds, on a person's word; what the node had is kept when it comes back.
+func TestRecoverVolume(t *testing.T) {
+	w := newWorld(t, 3, "1G")
+	w.until("there are three voters", func() error {
+		if out := w.run("node1", "drover", "node", "ls"); strings.Count(out, "voter") != 3 {
+			return errors.New(out)
+		}
+		return nil
+	})
+	w.busybox("node1", "vol", "echo early > /d/f")
+	w.equal(w.busybox("node2", "vol", "cat /d/f"), "early") // node1 keeps the snapshot that both hold
+	w.busybox("node2", "vol", "echo late > /d/f; sync")
+	w.refused("node3", []string{"node2 answers", "volume move"}, "drover", "volume", "recover", "vol", "node1", "--owner-is-dead", "--accept-loss")
+	if err := w.host("node2").PowerOff(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.until("node2 is known to be silent", func() error {
+		if out := w.run("node1", "drover", "node", "ls"); !strings.Contains(out, "unknown since") {
+			return errors.New(out)
+		}
+		return nil
+	})
+	w.refused("node1", []string{"this loses everything written on node2 after", "--owner-is-dead"}, "drover", "volume", "recover", "vol", "node1")
+	w.refused("node1", []string{"node3 holds no snapshot"}, "drover", "volume", "recover", "vol", "node3", "--owner-is-dead", "--accept-loss")
+	w.run("node1", "drover", "volume", "recover", "vol", "node1", "--owner-is-dead", "--accept-loss")
+	w.equal(w.busybox("node1", "vol", "cat /d/f"), "early")
+	if err := w.host("node2").PowerOn(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.until("node2 says what it holds", func() error {
+		out, err := w.try("node2", "drover", "events")
+		if err != nil || !strings.Contains(out, "took the head over") {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+	w.equal(w.run("node2", "sh", "-c", "cat /var/lib/drover/pools/default/heads/*/main/data/f"), "late")
+	w.equal(w.busybox("node3", "vol", "cat /d/f"), "early")
+}

@@ -72,6 +72,9 @@ func Concerned(v api.Volume) []string {
 		for node := range h.Away {
 			set[node] = true
 		}
+		for node := range h.Stranded {
+			set[node] = true
+		}
 	}
 	return slices.Sorted(maps.Keys(set))
 }
@@ -352,7 +355,16 @@ func Adopt(v api.Volume, branch, node, pool, snapshot, proof, loss string, now t
 	if proof == "" || loss == "" {
 		return v, &api.Error{Kind: api.Invalid, Op: op, Object: v.Name, Reason: "a take-over needs a proof that the owner " + h.Node + " has stopped, and says what is lost"}
 	}
-	h.From, h.FromPool, h.Node, h.Pool = h.Node, h.Pool, node, pool
+	if h.Node == node {
+		return v, &api.Error{Kind: api.Exists, Op: op, Object: v.Name, Reason: node + " owns it already"}
+	}
+	h.Stranded = maps.Clone(h.Stranded)
+	if h.Stranded == nil {
+		h.Stranded = map[string]uint64{}
+	}
+	h.Stranded[h.Node] = h.Epoch
+	delete(h.Stranded, node)
+	h.From, h.FromPool, h.Node, h.Pool = "", "", node, pool
 	h.Epoch++
 	h.Since, h.Seed, h.SeedVolume, h.Ready, h.Move = now, snapshot, "", false, nil
 	return put(h), nil

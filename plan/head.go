@@ -86,7 +86,7 @@ func find(o Observed, pool string) (Copy, bool) {
 func fit(o Observed, pool string) (Action, bool) {
 	switch state, known := o.Pools[pool]; {
 	case !known:
-		return Alarm{Reason: "pool " + pool + " is not a pool of " + o.Node + ": drover pool add it again, or drover volume recover"}, false
+		return Alarm{Reason: "pool " + pool + " is not a pool of " + o.Node + ": add it again with drover pool add"}, false
 	case state == api.PoolGone:
 		return Wait{For: "pool " + pool + ", which is not there", Retry: 10 * time.Second}, false
 	case state == api.PoolReadOnly:
@@ -103,7 +103,7 @@ func owner(o Observed, h api.Head) []Action {
 	c, here := find(o, h.Pool)
 	switch {
 	case here && c.Epoch > h.Epoch:
-		return []Action{Alarm{Reason: fmt.Sprintf("the pool remembers epoch %d, the record says %d: the state store is older than the data; drover recover reconciles them", c.Epoch, h.Epoch)}}
+		return []Action{Alarm{Reason: fmt.Sprintf("the pool remembers epoch %d, the record says %d: the state store is older than the data; nothing is changed here until a newer state is restored", c.Epoch, h.Epoch)}}
 	case !here && h.Ready:
 		return []Action{Alarm{Reason: fmt.Sprintf("the head should be in pool %s and is not there; nothing is made in its place", h.Pool)}}
 	case !here:
@@ -183,7 +183,7 @@ func former(o Observed, h api.Head) []Action {
 		}
 		switch {
 		case c.Epoch >= h.Epoch:
-			return append(out, Alarm{Reason: fmt.Sprintf("the pool remembers that %s owns epoch %d, the record says %s owns epoch %d; drover recover reconciles them", o.Node, c.Epoch, h.Node, h.Epoch)})
+			return append(out, Alarm{Reason: fmt.Sprintf("the pool remembers that %s owns epoch %d, the record says %s owns epoch %d; nothing is changed here until a newer state is restored", o.Node, c.Epoch, h.Node, h.Epoch)})
 		case o.InUse:
 			return append(out, Alarm{Reason: fmt.Sprintf("a copy of epoch %d is in use here, while %s owns epoch %d", c.Epoch, h.Node, h.Epoch)})
 		case !h.Ready:

@@ -50,8 +50,8 @@ func TestNext(t *testing.T) {
 		{"made but not reported", func(_ *Observed, h *api.Head) { h.Ready = false }, "report epoch 3 ready"},
 		{"missing", func(o *Observed, _ *api.Head) { o.Copies = nil }, "alarm: the head should be in pool p and is not there; nothing is made in its place"},
 		{"the pool is gone", func(o *Observed, _ *api.Head) { o.Copies, o.Pools["p"] = nil, api.PoolGone }, "wait for pool p, which is not there"},
-		{"the pool is no pool of the node", func(o *Observed, _ *api.Head) { delete(o.Pools, "p") }, "alarm: pool p is not a pool of a: drover pool add it again, or drover volume recover"},
-		{"the pool is ahead of the record", func(o *Observed, _ *api.Head) { o.Copies[0].Epoch = 4 }, "alarm: the pool remembers epoch 4, the record says 3: the state store is older than the data; drover recover reconciles them"},
+		{"the pool is no pool of the node", func(o *Observed, _ *api.Head) { delete(o.Pools, "p") }, "alarm: pool p is not a pool of a: add it again with drover pool add"},
+		{"the pool is ahead of the record", func(o *Observed, _ *api.Head) { o.Copies[0].Epoch = 4 }, "alarm: the pool remembers epoch 4, the record says 3: the state store is older than the data; nothing is changed here until a newer state is restored"},
 		{"an old copy that was let go of", func(o *Observed, h *api.Head) {
 			o.Copies[0] = Copy{Pool: "p", Epoch: 1, Released: true, ReleasedFor: "m"}
 			h.Ready = false
