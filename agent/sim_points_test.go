@@ -48,6 +48,11 @@ var hurts = []hurt{
 // TestEveryPoint repeats one move with a fault at each call that it makes.
 func TestEveryPoint(t *testing.T) {
 	t.Parallel()
+	tryPoints(t, *everyPoint)
+}
+
+// tryPoints tries every fault at every call of every kind of move, or a sample.
+func tryPoints(t *testing.T, all bool) {
 	tried := 0
 	for k, j := range journeys {
 		var calls []string
@@ -63,7 +68,7 @@ func TestEveryPoint(t *testing.T) {
 				}
 				// The sample has every fault and, of the plain move, every call, but
 				// not every pair of them.
-				if every := 3 + 8*min(k, 1); !*everyPoint && (n+i)%every != 0 {
+				if every := 3 + 8*min(k, 1); !all && (n+i)%every != 0 {
 					continue
 				}
 				tried++

@@ -32,11 +32,16 @@ func TestSimulation(t *testing.T) {
 		simulate(t, *oneSeed)
 		return
 	}
+	simulateAll(t, *from, *seeds)
+}
+
+// simulateAll runs many seeds, some at a time.
+func simulateAll(t *testing.T, from uint64, seeds int) {
 	for batch := range 4 {
 		t.Run(fmt.Sprintf("batch%d", batch), func(t *testing.T) {
 			t.Parallel()
-			for i := batch; i < *seeds; i += 4 {
-				t.Run(fmt.Sprintf("seed=%d", *from+uint64(i)), func(t *testing.T) { simulate(t, *from+uint64(i)) })
+			for i := batch; i < seeds; i += 4 {
+				t.Run(fmt.Sprintf("seed=%d", from+uint64(i)), func(t *testing.T) { simulate(t, from+uint64(i)) })
 			}
 		})
 	}

@@ -67,7 +67,10 @@ func run(ctx context.Context, long, list, install bool, day int) error {
 	}
 	everything := slices.Concat(slices.Collect(maps.Values(tests))...)
 	var failed []error
-	for _, s := range stages() {
+	// The long ones first: what is printed last then is of tests that always run.
+	order := stages()
+	slices.SortStableFunc(order, func(a, b stage) int { return longFirst(a) - longFirst(b) })
+	for _, s := range order {
 		if s.name == "plain" || (long && !slices.Contains(s.tags, "long")) {
 			continue // plain tests are make check's
 		}
@@ -85,6 +88,13 @@ func run(ctx context.Context, long, list, install bool, day int) error {
 		}
 	}
 	return errors.Join(failed...)
+}
+
+func longFirst(s stage) int {
+	if slices.Contains(s.tags, "long") {
+		return 0
+	}
+	return 1
 }
 
 // runStage runs the tests of one stage, in as few calls of go test as run each once.

@@ -1,0 +1,12 @@
+//go:build long
+
+package agent_test
+
+import "testing"
+
+// TestMoreSeeds runs the simulation with seeds that TestSimulation leaves out.
+func TestMoreSeeds(t *testing.T) { simulateAll(t, 301, 1200) }
+
+// TestAllPoints tries every fault at every call, of which TestEveryPoint
+// takes a sample.
+func TestAllPoints(t *testing.T) { tryPoints(t, true) }
