@@ -27,6 +27,9 @@ var errNoDataset = errors.New("dataset does not exist")
 // errHasClones is said of a snapshot that cannot go yet.
 var errHasClones = errors.New("snapshot has dependent clones")
 
+// errIsThere is said of a name that is taken.
+var errIsThere = errors.New("dataset already exists")
+
 // command prepares one of the two commands, in the C locale so that what it
 // says can be read.
 func command(ctx context.Context, name string, args ...string) *exec.Cmd {
@@ -77,6 +80,7 @@ func explain(ctx context.Context, name, verb, said string, err error) error {
 		{"/dev/zfs", errNotThere},
 		{"I/O is currently suspended", unix.EIO},
 		{"dataset does not exist", errNoDataset},
+		{"already exists", errIsThere},
 		{"has dependent clones", errHasClones},
 		{"out of space", unix.ENOSPC},
 		{"quota exceeded", unix.EDQUOT},

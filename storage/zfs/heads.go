@@ -428,5 +428,32 @@ func (b *Backend) DestroyHead(ctx context.Context, key storage.HeadKey) error {
 	if err := removeFile(b.headPath(key)); err != nil {
 		return b.fail(op, key.String(), err)
 	}
-	return b.fail(op, key.String(), b.sweep(ctx))
+	if err := b.sweep(ctx); err != nil {
+		return b.fail(op, key.String(), err)
+	}
+	return b.fail(op, key.String(), b.shed(ctx, f.Tree))
+}
+
+// shed gives back what a tree without a head took since its youngest snapshot.
+func (b *Backend) shed(ctx context.Context, tree string) error {
+	all, err := b.get(ctx, []string{"createtxg"}, b.treeName(tree), true)
+	if errors.Is(err, errNoDataset) {
+		return nil // it went as a whole
+	}
+	if err != nil {
+		return err
+	}
+	youngest, at := "", int64(-1)
+	for name, p := range all {
+		if txg := number(p["createtxg"]); strings.Contains(name, "@") && txg > at {
+			youngest, at = name, txg
+		}
+	}
+	if youngest == "" {
+		return nil // still busy: sweep takes it next time
+	}
+	if _, err := b.zfs(ctx, nil, "rollback", youngest); err != nil && !errors.Is(err, unix.EBUSY) {
+		return err
+	}
+	return nil
 }

@@ -312,8 +312,15 @@ func (s *stage) mark(ctx context.Context, note []byte) error {
 	name := b.treeName(next.Tree) + "@" + markName(next.Mark)
 	release := b.hold(name)
 	defer release()
-	// A mark that an interrupted call made has no file that names it.
-	if _, err := b.zfs(ctx, nil, "snapshot", name); err != nil {
+	if _, err := b.zfs(ctx, nil, "snapshot", name); errors.Is(err, errIsThere) {
+		// A call that failed made it, and no file names it.
+		if err := b.destroy(ctx, name); err != nil {
+			return err
+		}
+		if _, err := b.zfs(ctx, nil, "snapshot", name); err != nil {
+			return err
+		}
+	} else if err != nil {
 		return err
 	}
 	if err := writeJSON(s.in.specPath(), next); err != nil {

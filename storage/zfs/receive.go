@@ -272,7 +272,7 @@ func (b *Backend) take(ctx context.Context, spool io.ReaderAt, st step, origin, 
 	if err := b.sameOrigin(ctx, from, origin); err != nil {
 		return release, err
 	}
-	return release, b.mountTree(ctx, tree)
+	return release, b.mountDataset(ctx, b.treeName(tree))
 }
 
 // sameOrigin demands that a tree continues the snapshot it should, or a copy of

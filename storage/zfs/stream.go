@@ -105,7 +105,7 @@ func (f fletcher4) put(b []byte) {
 
 // scan reads a whole stream and checks everything about it that can be checked.
 func scan(r io.Reader) (header, []step, error) {
-	in := &counting{r: bufio.NewReaderSize(r, 1<<20)}
+	in := &counting{r: bufio.NewReaderSize(r, 64<<10)}
 	var head [headerSize]byte
 	if err := in.full(head[:]); err != nil {
 		return header{}, nil, err
@@ -143,7 +143,7 @@ func scanStep(in *counting) (step, error) {
 	s := step{at: in.n}
 	var sum, clone fletcher4
 	var rec [recordSize]byte
-	payload := make([]byte, 0, 128<<10)
+	var payload []byte
 	for first := true; ; first = false {
 		if err := in.full(rec[:]); err != nil {
 			return s, err

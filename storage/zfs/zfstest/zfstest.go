@@ -139,7 +139,7 @@ func Pool(t testing.TB, size int64) (pool, dir string) {
 			if out, err = exec.Command("zpool", "destroy", "-f", pool).CombinedOutput(); err == nil {
 				return
 			}
-			time.Sleep(wait)
+			<-time.After(wait)
 		}
 		t.Errorf("zpool destroy: %v: %s", err, out)
 	})
