@@ -80,6 +80,7 @@ func explain(ctx context.Context, name, verb, said string, err error) error {
 		{"/dev/zfs", errNotThere},
 		{"I/O is currently suspended", unix.EIO},
 		{"dataset does not exist", errNoDataset},
+		{"could not find any snapshots to destroy", errNoDataset},
 		{"already exists", errIsThere},
 		{"has dependent clones", errHasClones},
 		{"out of space", unix.ENOSPC},

@@ -256,18 +256,18 @@ func (b *Backend) scanHeads(ctx context.Context) (heads []storage.Head, strange 
 		return nil, nil, err
 	}
 	for _, f := range files {
+		key := storage.HeadKey{Volume: f.Volume, Branch: f.Branch}
 		if props[b.treeName(f.Tree)] == nil {
-			key := storage.HeadKey{Volume: f.Volume, Branch: f.Branch}
 			if _, err := b.readHead("", key); !api.Is(err, api.NotFound) {
 				strange = append(strange, b.headPath(key)) // its data set was destroyed by hand
 			}
 			continue
 		}
 		h, err := b.describeHead(ctx, f, props)
-		if errors.Is(err, errNoDataset) {
-			continue
-		}
 		if err != nil {
+			if _, e := b.readHead("", key); api.Is(e, api.NotFound) {
+				continue // destroyed just now
+			}
 			return nil, nil, err
 		}
 		heads = append(heads, h)
@@ -431,7 +431,8 @@ func (b *Backend) DestroyHead(ctx context.Context, key storage.HeadKey) error {
 	if err := b.sweep(ctx); err != nil {
 		return b.fail(op, key.String(), err)
 	}
-	return b.fail(op, key.String(), b.shed(ctx, f.Tree))
+	_ = b.shed(ctx, f.Tree) // space that may come back later
+	return nil
 }
 
 // shed gives back what a tree without a head took since its youngest snapshot.

@@ -329,8 +329,7 @@ func (s *stage) mark(ctx context.Context, note []byte) error {
 	old := s.in.file.Mark
 	s.in.file = next
 	if old > 0 {
-		_, err := b.zfs(ctx, nil, "destroy", b.treeName(next.Tree)+"@"+markName(old))
-		return err
+		_ = b.destroy(ctx, b.treeName(next.Tree)+"@"+markName(old)) // or sweep does it
 	}
 	return nil
 }

@@ -157,8 +157,8 @@ func (b *Backend) retire(ctx context.Context, f snapFile) error {
 	if errors.Is(err, errHasClones) {
 		_, err = b.zfs(ctx, nil, "rename", b.fullName(f), b.treeName(f.Tree)+"@g-"+newName())
 	}
-	if errors.Is(err, errNoDataset) || err != nil && strings.Contains(err.Error(), "could not find any snapshots to destroy") {
-		err = nil
+	if errors.Is(err, errNoDataset) {
+		return nil
 	}
 	return err
 }
@@ -250,10 +250,10 @@ func (b *Backend) scanSnapshots(ctx context.Context, volume string) (list []stor
 			continue
 		}
 		s, err := b.describeSnapshot(ctx, f, number(own["used"]))
-		if errors.Is(err, errNoDataset) {
-			continue // destroyed just now
-		}
 		if err != nil {
+			if _, e := b.readSnapshot("", f.Volume, f.ID); api.Is(e, api.NotFound) {
+				continue // destroyed just now
+			}
 			return nil, nil, err
 		}
 		list = append(list, s)

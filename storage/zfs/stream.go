@@ -186,6 +186,11 @@ func (s *step) begin(rec []byte) error {
 	if binary.LittleEndian.Uint32(rec) != recordBegin || binary.LittleEndian.Uint64(rec[8:]) != zfsMagic {
 		return bad("what it carries is no zfs stream of this byte order")
 	}
+	// One file system's stream: a package of several could bring properties
+	// and other data sets.
+	if binary.LittleEndian.Uint64(rec[16:])&3 != 1 || binary.LittleEndian.Uint32(rec[32:]) != 2 {
+		return bad("what it carries is not the stream of one file system")
+	}
 	s.created = int64(binary.LittleEndian.Uint64(rec[24:]))
 	s.flags = binary.LittleEndian.Uint32(rec[36:])
 	s.to, s.from = binary.LittleEndian.Uint64(rec[40:]), binary.LittleEndian.Uint64(rec[48:])

@@ -23,6 +23,7 @@ func part(from, to uint64, data []byte, flags uint32) []byte {
 	var r [recordSize]byte
 	le := binary.LittleEndian
 	le.PutUint64(r[8:], zfsMagic)
+	r[16], r[32] = 1, 2 // one stream, of a file system
 	le.PutUint64(r[24:], 1_700_000_000)
 	le.PutUint32(r[36:], flags)
 	le.PutUint64(r[40:], to)
@@ -44,6 +45,16 @@ func whole(h header, parts ...[]byte) []byte {
 	return append(h.bytes(), slices.Concat(parts...)...)
 }
 
+// altered is a part with one byte of its beginning changed and right checksums.
+func altered(at int, c byte) []byte {
+	p := part(0, 7, nil, 0)
+	p[at] = c
+	var sum fletcher4
+	sum.add(p[:len(p)-recordSize])
+	sum.put(p[len(p)-recordSize+8:])
+	return p
+}
+
 func TestScan(t *testing.T) {
 	a, b := part(0, 7, make([]byte, 4096), 0), part(7, 9, []byte("changed!"), 0)
 	for _, c := range []struct {
@@ -63,6 +74,9 @@ func TestScan(t *testing.T) {
 		{"no steps", whole(header{0, 7, 0}), false},
 		{"too many steps", whole(header{0, 7, 1 << 60}, a), false},
 		{"nothing", nil, false},
+		{"as it was", whole(header{0, 7, 1}, altered(16, 1)), true},
+		{"a package of streams", whole(header{0, 7, 1}, altered(16, 2)), false},
+		{"a block device's", whole(header{0, 7, 1}, altered(32, 3)), false},
 	} {
 		_, steps, err := scan(bytes.NewReader(c.data))
 		if (err == nil) != c.ok || err != nil && !errors.Is(err, errStream) {
