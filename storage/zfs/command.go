@@ -38,12 +38,23 @@ func command(ctx context.Context, name string, args ...string) *exec.Cmd {
 	return cmd
 }
 
+// run runs a command. One that changes something is not killed once it has
+// begun: ZFS would go on with it all the same, beside what is done next.
 func run(ctx context.Context, stdin io.Reader, name string, args ...string) (string, error) {
-	cmd := command(ctx, name, args...)
+	if err := ctx.Err(); err != nil {
+		return "", err
+	}
+	life := ctx
+	switch args[0] {
+	case "get", "list", "receive":
+	default:
+		life = context.WithoutCancel(ctx)
+	}
+	cmd := command(life, name, args...)
 	var out, said bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, &out, &said
 	if err := cmd.Run(); err != nil {
-		return "", explain(ctx, name, args[0], said.String(), err)
+		return "", explain(life, name, args[0], said.String(), err)
 	}
 	return out.String(), nil
 }
@@ -132,9 +143,9 @@ func parseGet(out string) (map[string]map[string]string, error) {
 // destroy destroys a data set or snapshot. After an unmount a data set stays
 // busy until the last request of the kernel has been answered, and nothing
 // tells when that was.
-func (b *Backend) destroy(ctx context.Context, name string) error {
+func (b *Backend) destroy(ctx context.Context, what ...string) error {
 	for wait := 5 * time.Millisecond; ; wait *= 2 {
-		_, err := b.zfs(ctx, nil, "destroy", name)
+		_, err := b.zfs(ctx, nil, append([]string{"destroy"}, what...)...)
 		if !errors.Is(err, unix.EBUSY) || wait > 200*time.Millisecond {
 			return err
 		}

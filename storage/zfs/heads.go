@@ -123,7 +123,7 @@ func (b *Backend) beginTree(ctx context.Context, op, volume, from string, size i
 	letGo := b.hold(name)
 	defer func() {
 		if err != nil {
-			_, _ = b.zfs(context.WithoutCancel(ctx), nil, "destroy", b.treeName(name))
+			_ = b.destroy(context.WithoutCancel(ctx), b.treeName(name))
 			letGo()
 		}
 	}()

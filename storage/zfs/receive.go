@@ -299,7 +299,7 @@ func (b *Backend) sameOrigin(ctx context.Context, got, want string) error {
 
 // destroyTree destroys a tree that nothing was made from, with its snapshots.
 func (b *Backend) destroyTree(ctx context.Context, tree string) error {
-	_, err := b.zfs(ctx, nil, "destroy", "-r", b.treeName(tree))
+	err := b.destroy(ctx, "-r", b.treeName(tree))
 	if errors.Is(err, errNoDataset) {
 		return nil
 	}

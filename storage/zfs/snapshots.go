@@ -121,7 +121,13 @@ func (b *Backend) takeSnapshot(ctx context.Context, volume, id, tree string, not
 	if err := b.retire(ctx, f); err != nil {
 		return f, nil, err
 	}
-	if _, err := b.zfs(ctx, nil, "snapshot", b.fullName(f)); err != nil {
+	_, err = b.zfs(ctx, nil, "snapshot", b.fullName(f))
+	if errors.Is(err, errIsThere) { // that call's command has only ended now
+		if err = b.retire(ctx, f); err == nil {
+			_, err = b.zfs(ctx, nil, "snapshot", b.fullName(f))
+		}
+	}
+	if err != nil {
 		return f, nil, err
 	}
 	err = b.identify(ctx, &f)
@@ -202,6 +208,9 @@ func (b *Backend) view(ctx context.Context, f snapFile) (string, error) {
 		return "", err
 	}
 	defer unlock()
+	if now, err := b.readSnapshot("look at snapshot", f.Volume, f.ID); err != nil || now.Tree != f.Tree {
+		return "", errors.Join(errNoDataset, err)
+	}
 	switch err := b.mountDataset(ctx, b.viewName(f)); {
 	case errors.Is(err, errNoDataset):
 		if _, err := b.zfs(ctx, nil, "clone", "-o", "readonly=on", b.fullName(f), b.viewName(f)); err != nil {
@@ -315,10 +324,7 @@ func (b *Backend) destroySnapshot(ctx context.Context, op, volume, id string) er
 	if busy {
 		return &api.Error{Kind: api.InUse, Op: op, Object: volume + "@" + id, Reason: "it is just being sent", Next: "try again when that has ended"}
 	}
-	if err := b.destroy(ctx, b.viewName(f)); err != nil && !errors.Is(err, errNoDataset) {
-		return err // somebody looks at it: it stays
-	}
-	if err := removeFile(b.snapPath(volume, id)); err != nil {
+	if err := b.unlist(ctx, f); err != nil {
 		return err
 	}
 	// From here on it is gone; what cannot go now goes with its last clone.
@@ -326,6 +332,20 @@ func (b *Backend) destroySnapshot(ctx context.Context, op, volume, id string) er
 		return err
 	}
 	return b.sweep(ctx)
+}
+
+// unlist removes a snapshot's view and its file; nobody makes the view anew
+// in between. While somebody looks at it, it stays.
+func (b *Backend) unlist(ctx context.Context, f snapFile) error {
+	unlock, err := b.locks.lock(ctx, "view "+f.Tree) // no volume's id
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := b.destroy(ctx, b.viewName(f)); err != nil && !errors.Is(err, errNoDataset) {
+		return err
+	}
+	return removeFile(b.snapPath(f.Volume, f.ID))
 }
 
 // known is what the pool's files name.
