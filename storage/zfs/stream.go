@@ -143,7 +143,7 @@ func scanStep(in *counting) (step, error) {
 	s := step{at: in.n}
 	var sum, clone fletcher4
 	var rec [recordSize]byte
-	var payload []byte
+	buf := make([]byte, 32<<10)
 	for first := true; ; first = false {
 		if err := in.full(rec[:]); err != nil {
 			return s, err
@@ -161,6 +161,8 @@ func scanStep(in *counting) (step, error) {
 		case kind == recordEnd:
 			s.size, s.asClone = in.n-s.at, clone
 			return s, checkEnd(rec[:], s, sum)
+		case kind == recordBegin:
+			return s, bad("it begins again in the middle")
 		default:
 			sum.add(rec[:])
 			clone.add(rec[:])
@@ -169,15 +171,15 @@ func scanStep(in *counting) (step, error) {
 		if err != nil {
 			return s, err
 		}
-		if cap(payload) < n {
-			payload = make([]byte, 0, n)
+		for n > 0 {
+			piece := buf[:min(n, len(buf))]
+			if err := in.full(piece); err != nil {
+				return s, err
+			}
+			sum.add(piece)
+			clone.add(piece)
+			n -= len(piece)
 		}
-		payload = payload[:n]
-		if err := in.full(payload); err != nil {
-			return s, err
-		}
-		sum.add(payload)
-		clone.add(payload)
 	}
 }
 
