@@ -20,6 +20,7 @@ import (
 	"github.com/drover-data/drover/storage/btrfs"
 	"github.com/drover-data/drover/storage/dir"
 	"github.com/drover-data/drover/storage/loopfile"
+	"github.com/drover-data/drover/storage/zfs"
 	"github.com/drover-data/drover/trace"
 	"github.com/drover-data/drover/users"
 )
@@ -177,8 +178,10 @@ func (o opener) open(ctx context.Context, p api.AddPool, create bool) (storage.B
 		b, err = btrfs.New(btrfs.Config{Dir: p.Source})
 	case p.Kind == "dir":
 		b, err = dir.New(dir.Config{Dir: p.Source})
+	case p.Kind == "zfs":
+		b, err = zfs.New(zfs.Config{Source: p.Source, Dir: filepath.Join(o.dataDir, "pools", p.Name)})
 	default:
-		err = &api.Error{Kind: api.Unsupported, Op: "open pool", Object: p.Name, Reason: "there is no pool of kind " + p.Kind, Next: "the kinds are btrfs and dir"}
+		err = &api.Error{Kind: api.Unsupported, Op: "open pool", Object: p.Name, Reason: "there is no pool of kind " + p.Kind, Next: "the kinds are btrfs, zfs and dir"}
 	}
 	if err != nil {
 		return nil, err
