@@ -328,6 +328,11 @@ func (m *mover) hook(ctx context.Context, rec api.Head, j journal) error {
 			}
 		}
 	}
+	if len(rec.Move.Options.Hook) > 0 {
+		// What a hook such as a checkpoint wrote out travels while the
+		// containers still run: the rounds begin anew.
+		m.rounds = nil
+	}
 	j.Hooked = true
 	return m.write(j)
 }
