@@ -58,7 +58,7 @@ func TestDrainAndRemove(t *testing.T) {
 	w.until("node2 may be removed", func() error {
 		out, err := w.try("node1", "drover", "node", "rm", "node2")
 		if err != nil {
-			return fmt.Errorf("%w: %s", err, out)
+			return fmt.Errorf("%v: %s", err, out)
 		}
 		return nil
 	})
@@ -69,8 +69,8 @@ func TestDrainAndRemove(t *testing.T) {
 		return nil
 	})
 	w.until("the others go on", func() error {
-		if out := w.run("node3", "drover", "node", "ls"); strings.Contains(out, "node2") {
-			return errors.New(out)
+		if out, err := w.try("node3", "drover", "node", "ls"); err != nil || strings.Contains(out, "node2") {
+			return fmt.Errorf("%v: %s", err, out)
 		}
 		return nil
 	})
@@ -82,8 +82,8 @@ func TestDrainAndRemove(t *testing.T) {
 func TestRecoverVolume(t *testing.T) {
 	w := newWorld(t, 3, "1G")
 	w.until("there are three voters", func() error {
-		if out := w.run("node1", "drover", "node", "ls"); strings.Count(out, "voter") != 3 {
-			return errors.New(out)
+		if out, err := w.try("node1", "drover", "node", "ls"); err != nil || strings.Count(out, "voter") != 3 {
+			return fmt.Errorf("%v: %s", err, out)
 		}
 		return nil
 	})
@@ -95,8 +95,8 @@ func TestRecoverVolume(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.until("node2 is known to be silent", func() error {
-		if out := w.run("node1", "drover", "node", "ls"); !strings.Contains(out, "unknown since") {
-			return errors.New(out)
+		if out, err := w.try("node1", "drover", "node", "ls"); err != nil || !strings.Contains(out, "unknown since") {
+			return fmt.Errorf("%v: %s", err, out)
 		}
 		return nil
 	})
@@ -110,7 +110,7 @@ func TestRecoverVolume(t *testing.T) {
 	w.until("node2 says what it holds", func() error {
 		out, err := w.try("node2", "drover", "events")
 		if err != nil || !strings.Contains(out, "took the head over") {
-			return fmt.Errorf("%w: %s", err, out)
+			return fmt.Errorf("%v: %s", err, out)
 		}
 		return nil
 	})

@@ -44,8 +44,8 @@ func TestVolumeFollowsContainer(t *testing.T) {
 			t.Error(out)
 		}
 		w.until("the container runs on node3", func() error {
-			if out := w.run("node3", "docker", "inspect", "-f", "{{.State.Running}}", "holder"); out != "true" {
-				return errors.New(out)
+			if out, err := w.try("node3", "docker", "inspect", "-f", "{{.State.Running}}", "holder"); err != nil || out != "true" {
+				return fmt.Errorf("%v: %s", err, out)
 			}
 			return nil
 		})
@@ -70,8 +70,8 @@ func TestVolumeFollowsContainer(t *testing.T) {
 		w.refused("node3", []string{"cannot be undone"}, "drover", "volume", "purge", "old")
 		w.run("node3", "drover", "volume", "purge", "old", "--yes")
 		w.until("nothing is left of it", func() error {
-			if out := w.run("node3", "drover", "volume", "ls", "--deleted", "-q"); out != "" {
-				return errors.New(out)
+			if out, err := w.try("node3", "drover", "volume", "ls", "--deleted", "-q"); err != nil || out != "" {
+				return fmt.Errorf("%v: %s", err, out)
 			}
 			return nil
 		})

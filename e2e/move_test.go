@@ -24,9 +24,9 @@ func (w *world) slowly(asked, volume, to string) {
 	w.t.Helper()
 	w.run(asked, "drover", "volume", "move", volume, to, "--no-wait", "--bandwidth", "40M")
 	w.until("the move is on its way", func() error {
-		out := w.run(asked, "drover", "volume", "inspect", volume)
-		if !strings.Contains(out, "copying, round 1") {
-			return errors.New(out)
+		out, err := w.try(asked, "drover", "volume", "inspect", volume)
+		if err != nil || !(strings.Contains(out, "copying") || strings.Contains(out, to+", pool")) {
+			return fmt.Errorf("%v: %s", err, out)
 		}
 		return nil
 	})
@@ -37,8 +37,8 @@ func (w *world) slowly(asked, volume, to string) {
 func TestMoveSurvives(t *testing.T) {
 	w := newWorld(t, 3, "3G")
 	w.until("there are three voters", func() error {
-		if out := w.run("node1", "drover", "node", "ls"); strings.Count(out, "voter") != 3 {
-			return errors.New(out)
+		if out, err := w.try("node1", "drover", "node", "ls"); err != nil || strings.Count(out, "voter") != 3 {
+			return fmt.Errorf("%v: %s", err, out)
 		}
 		return nil
 	})
@@ -97,7 +97,7 @@ func TestMoveSurvives(t *testing.T) {
 			w.until("it can be used there", func() error {
 				out, err := w.try(to, "docker", "run", "--rm", "--volume-driver", "drover", "-v", "vol:/d", image, "sh", "-c", "md5sum < /d/data; md5sum < /d/more")
 				if err != nil {
-					return fmt.Errorf("%w: %s", err, out)
+					return fmt.Errorf("%v: %s", err, out)
 				}
 				w.equal(out, sum+"\n"+more)
 				return nil
@@ -162,16 +162,16 @@ func TestCancelMove(t *testing.T) {
 	w.refused("node1", []string{"used on node1 by container app"}, "drover", "volume", "rm", "vol")
 	w.run("node2", "drover", "volume", "move", "--cancel", "vol")
 	w.until("it stays", func() error {
-		if out := w.run("node1", "drover", "volume", "ls"); !strings.Contains(out, "ready") {
-			return errors.New(out)
+		if out, err := w.try("node1", "drover", "volume", "ls"); err != nil || !strings.Contains(out, "ready") {
+			return fmt.Errorf("%v: %s", err, out)
 		}
 		return nil
 	})
 	w.equal(w.run("node1", "docker", "exec", "app", "sh", "-c", "md5sum < /d/data"), sum)
 	w.equal(w.run("node1", "docker", "inspect", "-f", "{{.RestartCount}} {{.HostConfig.RestartPolicy.Name}}", "app"), "0 always")
 	w.until("nothing is left at the target", func() error {
-		if out := w.run("node2", "find", "/var/lib/drover/pools/default/incoming", "/var/lib/drover/pools/default/heads", "-mindepth", "2"); out != "" {
-			return errors.New(out)
+		if out, err := w.try("node2", "find", "/var/lib/drover/pools/default/incoming", "/var/lib/drover/pools/default/heads", "-mindepth", "2"); err != nil || out != "" {
+			return fmt.Errorf("%v: %s", err, out)
 		}
 		return nil
 	})
