@@ -1,0 +1,123 @@
+package api
+
+import (
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+	"unicode/utf8"
+)
+
+// Commit is an immutable, named point of a volume's history. It is kept as
+// the note of the snapshot with the same ID, and as the record of a remote.
+type Commit struct {
+	ID      string            `json:"id" doc:"160 random bits in hexadecimal"`
+	Volume  string            `json:"volume" doc:"id of the volume it was made of"`
+	Parents []string          `json:"parents,omitempty" doc:"ids; the first is the branch's tip before it"`
+	Branch  string            `json:"branch" doc:"branch on which it was made"`
+	Message string            `json:"message"`
+	Author  string            `json:"author"`
+	Time    time.Time         `json:"time"`
+	Labels  map[string]string `json:"labels,omitempty"`
+	// Consistency is how the data was held while the snapshot was made.
+	Consistency Consistency `json:"consistency"`
+	// Hooks names what ran in the application, in order.
+	Hooks []string `json:"hooks,omitempty"`
+	// Group is the same for commits of several volumes made in one instant.
+	Group string `json:"group,omitempty"`
+	// Stash marks a commit that was made to keep what a command replaced.
+	Stash string `json:"stash,omitempty" doc:"the command that made it; empty for a commit of a user"`
+}
+
+// Consistency says what an application finds in a commit.
+type Consistency string
+
+// The levels, weakest first.
+const (
+	// ConsistencyCrash is one instant, as after a loss of power.
+	ConsistencyCrash Consistency = "crash"
+	// ConsistencyPaused is one instant with all containers held.
+	ConsistencyPaused Consistency = "paused"
+	// ConsistencyApplication is what the application's own hook prepared.
+	ConsistencyApplication Consistency = "application"
+)
+
+// Tip is how a branch came to point where it does.
+type Tip struct {
+	Op   string    `json:"op" doc:"commit, reset, pull, undo, branch, fetch"`
+	From string    `json:"from,omitempty" doc:"commit it pointed to before"`
+	Kept string    `json:"kept,omitempty" doc:"stash that keeps what was not committed"`
+	By   string    `json:"by"`
+	At   time.Time `json:"at"`
+	Note string    `json:"note,omitempty"`
+}
+
+// RefLogEntry is one move of a branch's tip.
+type RefLogEntry struct {
+	Branch string `json:"branch"`
+	To     string `json:"to"`
+	Tip
+}
+
+// Dropped is a branch that was deleted and can be brought back.
+type Dropped struct {
+	Branch string    `json:"branch"`
+	Commit string    `json:"commit" doc:"where it pointed"`
+	Kept   string    `json:"kept,omitempty" doc:"stash with what was not committed"`
+	Node   string    `json:"node"`
+	Pool   string    `json:"pool"`
+	By     string    `json:"by"`
+	At     time.Time `json:"at"`
+	Purge  time.Time `json:"purge"`
+}
+
+// Remote is a place outside the cluster that keeps a volume's commits.
+type Remote struct {
+	URL string `json:"url" doc:"registry.example.com/team/pg, s3://bucket/prefix, file:///path or hub://host/team/pg"`
+	// Key is the id of the key that seals what is pushed; empty: in clear.
+	Key string `json:"key,omitempty"`
+}
+
+// Bounds of what a volume's record holds.
+const (
+	MaxBranches = 1000
+	MaxTags     = 1000
+	MaxRemotes  = 32
+	MaxDropped  = 32
+	MaxMessage  = 16 << 10 // bytes
+)
+
+var (
+	commitID     = regexp.MustCompile(`^[0-9a-f]{40}$`)
+	commitPrefix = regexp.MustCompile(`^[0-9a-f]{4,40}$`)
+)
+
+// IsCommitID reports whether s is a whole commit id.
+func IsCommitID(s string) bool { return commitID.MatchString(s) }
+
+// IsCommitPrefix reports whether s can stand for a commit.
+func IsCommitPrefix(s string) bool { return commitPrefix.MatchString(s) }
+
+// CheckTagName allows the same as for a branch.
+func CheckTagName(s string) error {
+	return checkName("tag", s, branchName, "letters, digits, '_', '.', '-' and '/' between parts that begin with a letter or digit")
+}
+
+// CheckRemoteName allows the same as for a volume.
+func CheckRemoteName(s string) error {
+	return checkName("remote", s, volumeName, "letters, digits, '_', '.' and '-', beginning with a letter or digit")
+}
+
+// CheckMessage refuses messages that are empty or could not be shown.
+func CheckMessage(s string) error {
+	const op = "write commit message"
+	switch {
+	case strings.TrimSpace(s) == "":
+		return &Error{Kind: Invalid, Op: op, Reason: "the message is empty", Next: "give one with -m"}
+	case len(s) > MaxMessage:
+		return &Error{Kind: Invalid, Op: op, Reason: fmt.Sprintf("the message has %d bytes, at most %d are allowed", len(s), MaxMessage)}
+	case !utf8.ValidString(s) || strings.ContainsFunc(s, func(r rune) bool { return r < ' ' && r != '\n' && r != '\t' }):
+		return &Error{Kind: Invalid, Op: op, Reason: "the message has bytes that are not text"}
+	}
+	return nil
+}
