@@ -78,6 +78,48 @@ type Remote struct {
 	Key string `json:"key,omitempty"`
 }
 
+// Hook prepares an application so that a commit is consistent for it.
+type Hook struct {
+	// Kind is "postgresql", "mysql", "redis" or "command".
+	Kind string `json:"kind" enum:"postgresql,mysql,redis,command"`
+	// Container is the name of the container it runs in; empty: the one that
+	// uses the head, if there is just one.
+	Container string `json:"container,omitempty"`
+	// Before and After are the commands of kind command; After runs even when the commit fails.
+	Before []string `json:"before,omitempty"`
+	After  []string `json:"after,omitempty"`
+	// User is whom the kinds that speak to a database log in as; empty is their usual one.
+	User     string        `json:"user,omitempty"`
+	Deadline time.Duration `json:"deadline,omitempty" doc:"nanoseconds for everything from Before to After; 0 is 30 s"`
+}
+
+// Schedule is what happens to a volume by itself.
+type Schedule struct {
+	Branch string   `json:"branch,omitempty" doc:"empty is the current branch"`
+	Every  string   `json:"every" doc:"a duration (1h, 30m) or five cron fields, in UTC"`
+	Commit bool     `json:"commit"`
+	Push   []string `json:"push,omitempty" doc:"names of remotes"`
+	// Keep is the retention applied after each run; nil keeps everything.
+	Keep *Keep `json:"keep,omitempty"`
+	// Verify restores the newest commit into a scratch volume and runs Check on it.
+	Verify string   `json:"verify,omitempty" doc:"name of the remote to restore from, or \"local\""`
+	Check  []string `json:"check,omitempty" doc:"command, run with the restored directory as its last argument"`
+	// Consistency is asked of each commit; empty is the best that the volume can.
+	Consistency Consistency `json:"consistency,omitempty"`
+}
+
+// Keep is a retention policy: a commit that any of its rules wants stays, and
+// so does whatever a branch or tag points to.
+type Keep struct {
+	Last    int           `json:"last,omitempty" doc:"the newest n"`
+	Within  time.Duration `json:"within,omitempty" doc:"nanoseconds; everything younger"`
+	Hourly  int           `json:"hourly,omitempty" doc:"the newest of each of the last n hours that have one"`
+	Daily   int           `json:"daily,omitempty"`
+	Weekly  int           `json:"weekly,omitempty"`
+	Monthly int           `json:"monthly,omitempty"`
+	Yearly  int           `json:"yearly,omitempty"`
+}
+
 // Bounds of what a volume's record holds.
 const (
 	MaxBranches = 1000

@@ -16,7 +16,15 @@ type Volume struct {
 	Heads   map[string]Head   `json:"heads" doc:"writable heads by branch name"`
 	Created time.Time         `json:"created"`
 	Deleted *Deletion         `json:"deleted,omitempty" doc:"set while the volume waits to be purged"`
-	Version int64             `json:"version" doc:"grows with every change of the record; send it back for a conditional change"`
+	// What follows is its history's references, each bounded in number: see
+	// docs/design/history.md. Commits themselves are not here.
+	Tags      map[string]string   `json:"tags,omitempty" doc:"commit id by tag"`
+	Remotes   map[string]Remote   `json:"remotes,omitempty" doc:"by name"`
+	Tracking  map[string]string   `json:"tracking,omitempty" doc:"commit id by remote/branch, as last seen there"`
+	Dropped   []Dropped           `json:"dropped,omitempty" doc:"deleted branches that can be brought back"`
+	Hook      *Hook               `json:"hook,omitempty" doc:"makes commits application-consistent"`
+	Schedules map[string]Schedule `json:"schedules,omitempty" doc:"by name"`
+	Version   int64               `json:"version" doc:"grows with every change of the record; send it back for a conditional change"`
 }
 
 // Deletion is a volume's day of grace: its data stays until Purge.
@@ -52,6 +60,13 @@ type Head struct {
 	// Away lists nodes whose stopped containers were moved elsewhere with the
 	// head. A mount there may not pull the head back.
 	Away map[string]Departure `json:"away,omitempty"`
+	// Commit is the branch's tip, the commit that the next one will have as
+	// parent; empty before the first one.
+	Commit string `json:"commit,omitempty" doc:"id of the branch's newest commit"`
+	// Tip says how Commit came to be what it is; the owner's reflog is made of these.
+	Tip *Tip `json:"tip,omitempty"`
+	// Expires is when the branch is deleted by itself, with a day's grace.
+	Expires time.Time `json:"expires,omitzero"`
 	// Stranded are nodes from which the head was taken without their word, with
 	// the epoch they had. What they hold of it is kept and never mounted.
 	Stranded map[string]uint64 `json:"stranded,omitempty"`

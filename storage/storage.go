@@ -36,7 +36,7 @@
 //   - Cancelling a context leaves the pool as a crash would.
 //
 // Everything beyond Backend is optional, found by type assertion: NativeStreams,
-// Estimator, Sizer, Sealer. Portable streams work on every backend by way
+// Estimator, Differ, Sizer, Sealer. Portable streams work on every backend by way
 // of directories (package tree), so none needs a capability for them.
 package storage
 
@@ -265,6 +265,34 @@ type Estimator interface {
 	// Offset 0, without reading the data.
 	Estimate(ctx context.Context, spec SendSpec) (int64, error)
 }
+
+// Differ is the capability to tell what changed without reading data.
+type Differ interface {
+	// Changes calls each for every path that may differ in snapshot id from
+	// snapshot base, in no order; a path that it does not name is the same in
+	// content and metadata, and so is whatever Ranges leave out. It may name
+	// too much, never too little. Where the file system cannot say it for
+	// exactly these two snapshots (other lineage, a change it cannot describe) it is
+	// Unsupported, and the caller compares.
+	Changes(ctx context.Context, volume, base, id string, each func(Change) error) error
+	// Dirty reports whether a head may differ from the snapshot id of the same
+	// volume, in constant time. False is certain; true may be a change that
+	// left all as it was.
+	Dirty(ctx context.Context, key HeadKey, id string) (bool, error)
+}
+
+// Change is a path that may differ between two snapshots.
+type Change struct {
+	Path string // relative to the tree's root, "" is the root
+	// Whole: the entry is to be looked at as if it were new: it was made, removed,
+	// renamed or linked. Otherwise it is the same inode under the same name.
+	Whole bool
+	// Ranges are where the content of a file may differ; nil: nowhere.
+	Ranges []Range
+}
+
+// Range is a part of a file, in bytes.
+type Range struct{ Offset, Length int64 }
 
 // SendSpec says what is to be sent.
 type SendSpec struct {

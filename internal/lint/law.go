@@ -74,6 +74,14 @@ var rules = []rule{
 		why: "a session brings a snapshot and does not know why",
 	},
 	{
+		of: []string{"remote..."}, only: []string{"api", "remote..."},
+		why: "where bytes are kept does not depend on what they mean",
+	},
+	{
+		of: []string{"exchange"}, only: []string{"api", "remote", "repo", "storage", "tree..."},
+		why: "commits go between a pool and a remote; whose they are and who asked is the agent's affair",
+	},
+	{
 		of: []string{"users"}, only: []string{"api", "storage"},
 		why: "who uses a head is the kernel's word, not the cluster's",
 	},
@@ -124,6 +132,7 @@ var doors = []door{
 	{"storage/faulty", []string{"internal/..."}, "it breaks things on purpose: for tests and simulations"},
 	{"storage/storagetest", nil, "a suite for tests"},
 	{"state/statetest", nil, "a suite for tests"},
+	{"remote/...", []string{"node", "cmd...", "lab", "internal/..."}, "only who wires a host chooses how a remote is reached"},
 	{"container/docker", []string{"node", "cmd...", "lab", "internal/..."}, "only who wires a host chooses its engine"},
 	{"container/memory", []string{"internal/..."}, "it runs nothing: for tests and simulations"},
 }
