@@ -133,7 +133,7 @@ func (s *beside) kept(path string) (kept, full Meta, ok bool, err error) {
 	if v == nil {
 		return
 	}
-	d := decoder{b: bytes.Clone(v)}
+	d := newDecoder(bytes.Clone(v))
 	var r record
 	if d.next(&r) && r.op == opMeta {
 		kept = r.meta
@@ -164,7 +164,7 @@ func (s *beside) only(path string) (*besideEntry, error) {
 	if v == nil {
 		return nil, nil
 	}
-	d := decoder{b: bytes.Clone(v)}
+	d := newDecoder(bytes.Clone(v))
 	var e besideEntry
 	var r record
 	if d.next(&e.make) && d.next(&r) && r.op == opMeta {

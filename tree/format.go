@@ -9,18 +9,18 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	"hash/crc32"
 
 	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/tree/wire"
 )
 
 // Magic is how every stream begins.
 const Magic = "drover-tree-1\n\x00\x00"
 
 const (
-	blockHead  = 8         // length and checksum
-	blockFull  = 256 << 10 // a block is closed when it holds this much
-	maxBlock   = 16 << 20  // no block is longer
+	blockHead  = wire.Head
+	blockFull  = wire.Full
+	maxBlock   = wire.MaxBlock
 	maxData    = 128 << 10 // file content in one record
 	maxPath    = 1 << 20   // longest path; deeper trees are refused
 	digestSize = 32
@@ -90,42 +90,38 @@ type record struct {
 	meta   Meta   // meta; of node only Mode
 }
 
-func appendString[T string | []byte](b []byte, s T) []byte {
-	b = binary.AppendUvarint(b, uint64(len(s)))
-	return append(b, s...)
-}
-
 // encode appends a record.
 func (r *record) encode(b []byte) []byte {
 	b = append(b, byte(r.op))
 	if r.op == opEnd {
 		return append(b, r.data...)
 	}
-	b = appendString(b, r.path)
+	b = wire.AppendString(b, r.path)
 	switch r.op {
 	case opBegin:
 		b = binary.AppendUvarint(b, uint64(r.off))
-		b = appendString(b, r.target)
+		b = wire.AppendString(b, r.target)
 	case opFile, opChange, opFlags:
 		b = binary.AppendUvarint(b, uint64(r.size))
 	case opData:
 		b = binary.AppendUvarint(b, uint64(r.off))
-		b = appendString(b, r.data)
+		b = wire.AppendString(b, r.data)
 	case opHole:
 		b = binary.AppendUvarint(b, uint64(r.off))
 		b = binary.AppendUvarint(b, uint64(r.size))
 	case opLink, opSymlink:
-		b = appendString(b, r.target)
+		b = wire.AppendString(b, r.target)
 	case opNode:
 		b = binary.AppendUvarint(b, uint64(r.meta.Mode))
 		b = binary.AppendUvarint(b, uint64(r.size))
 	case opMeta:
-		b = r.meta.encode(b)
+		b = r.meta.Append(b)
 	}
 	return b
 }
 
-func (m Meta) encode(b []byte) []byte {
+// Append appends it as streams and indexes hold it.
+func (m Meta) Append(b []byte) []byte {
 	b = binary.AppendUvarint(b, uint64(m.Mode))
 	b = binary.AppendUvarint(b, uint64(m.UID))
 	b = binary.AppendUvarint(b, uint64(m.GID))
@@ -133,44 +129,23 @@ func (m Meta) encode(b []byte) []byte {
 	b = binary.AppendUvarint(b, uint64(m.Nsec))
 	b = binary.AppendUvarint(b, uint64(len(m.Xattrs)))
 	for _, x := range m.Xattrs {
-		b = appendString(b, x.Name)
-		b = appendString(b, x.Value)
+		b = wire.AppendString(b, x.Name)
+		b = wire.AppendString(b, x.Value)
 	}
 	return b
 }
 
-// decoder reads records from one block. Its first error stays.
-type decoder struct {
-	b   []byte
-	err error
-}
+// decoder reads records from one block.
+type decoder struct{ wire.Decoder }
 
-func (d *decoder) fail(why string) {
-	if d.err == nil {
-		d.err = damaged(why)
-	}
-	d.b = nil
-}
+func newDecoder(payload []byte) decoder { return decoder{wire.Decoder{Rest: payload}} }
 
-func (d *decoder) uint(limit uint64) uint64 {
-	v, n := binary.Uvarint(d.b)
-	if n <= 0 || v > limit {
-		d.fail("a number in it is cut or too large")
-		return 0
-	}
-	d.b = d.b[n:]
-	return v
-}
-
-func (d *decoder) bytes(limit uint64) []byte {
-	n := d.uint(limit)
-	if n > uint64(len(d.b)) {
-		d.fail("a field in it is longer than its block")
+// err is the first failure.
+func (d *decoder) err() error {
+	if !d.Failed() {
 		return nil
 	}
-	s := d.b[:n:n]
-	d.b = d.b[n:]
-	return s
+	return damaged(d.Reason)
 }
 
 const (
@@ -178,21 +153,16 @@ const (
 	max63 = 1<<63 - 1
 )
 
-func (d *decoder) meta() Meta {
-	m := Meta{Mode: uint32(d.uint(max32)), UID: uint32(d.uint(max32)), GID: uint32(d.uint(max32))}
-	sec, n := binary.Varint(d.b)
-	if n <= 0 {
-		d.fail("a time in it is cut")
-		return m
-	}
-	d.b = d.b[n:]
-	m.Sec, m.Nsec = sec, uint32(d.uint(999_999_999))
-	count := d.uint(max32)
+// DecodeMeta reads what Append wrote.
+func DecodeMeta(d *wire.Decoder) Meta {
+	m := Meta{Mode: uint32(d.Uint(max32)), UID: uint32(d.Uint(max32)), GID: uint32(d.Uint(max32))}
+	m.Sec, m.Nsec = d.Int(), uint32(d.Uint(999_999_999))
+	count := d.Uint(max32)
 	last := ""
-	for i := uint64(0); i < count && d.err == nil; i++ {
-		x := Xattr{string(d.bytes(255)), bytes.Clone(d.bytes(64 << 10))}
-		if d.err == nil && (x.Name <= last || !carried(x.Name)) {
-			d.fail(fmt.Sprintf("it has the attribute %q", x.Name))
+	for i := uint64(0); i < count && !d.Failed(); i++ {
+		x := Xattr{string(d.Bytes(255)), bytes.Clone(d.Bytes(64 << 10))}
+		if !d.Failed() && (x.Name <= last || !carried(x.Name)) {
+			d.Fail(fmt.Sprintf("it has the attribute %q", x.Name))
 			return m
 		}
 		last = x.Name
@@ -205,65 +175,65 @@ func (d *decoder) meta() Meta {
 // belongs to the block.
 func (d *decoder) next(r *record) bool {
 	*r = record{}
-	if d.err != nil || len(d.b) == 0 {
+	if d.Failed() || len(d.Rest) == 0 {
 		return false
 	}
-	r.op, d.b = op(d.b[0]), d.b[1:]
+	r.op, d.Rest = op(d.Rest[0]), d.Rest[1:]
 	if r.op < opBegin || r.op > opLast {
-		d.fail(fmt.Sprintf("record type %d is not known", r.op))
+		d.Fail(fmt.Sprintf("record type %d is not known", r.op))
 		return false
 	}
 	if r.op == opEnd {
-		if len(d.b) != digestSize {
-			d.fail("its end is not at the end of a block")
+		if len(d.Rest) != digestSize {
+			d.Fail("its end is not at the end of a block")
 			return false
 		}
-		r.data, d.b = d.b, nil
+		r.data, d.Rest = d.Rest, nil
 		return true
 	}
-	r.path = string(d.bytes(maxPath))
+	r.path = string(d.Bytes(maxPath))
 	switch r.op {
 	case opBegin:
-		r.off, r.target = int64(d.uint(max32)), string(d.bytes(1024))
+		r.off, r.target = int64(d.Uint(max32)), string(d.Bytes(1024))
 	case opFile, opChange, opFlags:
-		r.size = int64(d.uint(max63))
+		r.size = int64(d.Uint(max63))
 	case opData:
-		r.off, r.data = int64(d.uint(max63)), d.bytes(maxData)
+		r.off, r.data = int64(d.Uint(max63)), d.Bytes(maxData)
 		if r.off > max63-maxData {
-			d.fail("data lies behind the largest offset")
+			d.Fail("data lies behind the largest offset")
 		}
 	case opHole:
-		r.off, r.size = int64(d.uint(max63)), int64(d.uint(max63))
+		r.off, r.size = int64(d.Uint(max63)), int64(d.Uint(max63))
 		if r.off > max63-r.size {
-			d.fail("a hole lies behind the largest offset")
+			d.Fail("a hole lies behind the largest offset")
 		}
 	case opLink, opSymlink:
-		r.target = string(d.bytes(maxPath))
+		r.target = string(d.Bytes(maxPath))
 	case opNode:
-		r.meta.Mode, r.size = uint32(d.uint(max32)), int64(d.uint(max63))
+		r.meta.Mode, r.size = uint32(d.Uint(max32)), int64(d.Uint(max63))
 	case opMeta:
-		r.meta = d.meta()
+		r.meta = DecodeMeta(&d.Decoder)
 	}
-	if d.err == nil {
+	if !d.Failed() {
 		d.check(r)
 	}
-	return d.err == nil
+	return !d.Failed()
 }
 
 // check refuses paths that could mean anything but an entry of the tree.
 func (d *decoder) check(r *record) {
 	if r.path == "" {
 		if r.op != opBegin && r.op != opMeta && r.op != opFlags && r.op != opUnflag {
-			d.fail("a record has no path")
+			d.Fail("a record has no path")
 		}
 	} else if !validPath(r.path) {
-		d.fail(fmt.Sprintf("%.200q is not a path inside the tree", r.path))
+		d.Fail(fmt.Sprintf("%.200q is not a path inside the tree", r.path))
 	}
 	if r.op == opLink && !validPath(r.target) {
-		d.fail(fmt.Sprintf("%.200q is not a path inside the tree", r.target))
+		d.Fail(fmt.Sprintf("%.200q is not a path inside the tree", r.target))
 	}
 	if r.op == opSymlink && (r.target == "" || len(r.target) > 4095 || bytes.IndexByte([]byte(r.target), 0) >= 0) {
-		d.fail(fmt.Sprintf("the symbolic link %.200q has no valid target", r.path))
+		d.Fail(fmt.Sprintf("the symbolic link %.200q has no valid target", r.path))
 	}
 }
 
@@ -285,32 +255,14 @@ func validPath(p string) bool {
 	return len(p) > 0
 }
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-// sealBlock fills in the head of a block whose payload begins at blockHead.
-func sealBlock(b []byte) {
-	binary.BigEndian.PutUint32(b, uint32(len(b)-blockHead))
-	binary.BigEndian.PutUint32(b[4:], crc32.Checksum(b[blockHead:], castagnoli))
-}
-
 // splitBlock takes one block off b; need is how many bytes it takes in all
 // when there are too few.
 func splitBlock(b []byte) (payload []byte, length, need int, err error) {
-	if len(b) < blockHead {
-		return nil, 0, blockHead, nil
+	payload, length, need, reason := wire.Split(b)
+	if reason != "" {
+		err = damaged(reason)
 	}
-	n := int(binary.BigEndian.Uint32(b))
-	if n == 0 || n > maxBlock {
-		return nil, 0, 0, damaged(fmt.Sprintf("a block has %d bytes", n))
-	}
-	if len(b) < blockHead+n {
-		return nil, 0, blockHead + n, nil
-	}
-	payload = b[blockHead : blockHead+n]
-	if crc32.Checksum(payload, castagnoli) != binary.BigEndian.Uint32(b[4:]) {
-		return nil, 0, 0, damaged("a block does not have its checksum")
-	}
-	return payload, blockHead + n, 0, nil
+	return payload, length, need, err
 }
 
 func damaged(why string) error {

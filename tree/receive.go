@@ -120,7 +120,7 @@ func (r *receiving) apply() (used int, err error) {
 }
 
 func (r *receiving) block(payload []byte) error {
-	d := decoder{b: payload}
+	d := newDecoder(payload)
 	first := r.next <= int64(len(Magic)) && !r.to.begun && r.offset == 0
 	var rec record
 	for d.next(&rec) {
@@ -148,8 +148,8 @@ func (r *receiving) block(payload []byte) error {
 			}
 		}
 	}
-	if d.err != nil {
-		return d.err
+	if d.err() != nil {
+		return d.err()
 	}
 	if !r.ended {
 		r.sum.Write(payload)

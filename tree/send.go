@@ -12,6 +12,7 @@ import (
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/storage"
+	"github.com/drover-data/drover/tree/wire"
 )
 
 // version of the records inside a stream of this magic.
@@ -44,7 +45,7 @@ func (e *encoder) flush() error {
 	if len(e.buf) == blockHead {
 		return nil
 	}
-	sealBlock(e.buf)
+	wire.Seal(e.buf)
 	e.sum.Write(e.buf[blockHead:])
 	_, err := e.w.Write(e.buf)
 	e.buf = e.buf[:blockHead]

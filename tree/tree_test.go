@@ -20,6 +20,7 @@ import (
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/storage"
 	"github.com/drover-data/drover/tree/treetest"
+	"github.com/drover-data/drover/tree/wire"
 )
 
 // dirStage is a stage on a plain directory: it goes on in place.
@@ -333,16 +334,16 @@ func FuzzDecode(f *testing.F) {
 	f.Add((&record{op: opHole, path: "a", off: 1, size: 2}).encode([]byte{0xff}))
 	f.Fuzz(func(t *testing.T, payload []byte) {
 		// What is read is written the same way again.
-		d := decoder{b: payload}
+		d := newDecoder(payload)
 		var r record
 		for d.next(&r) {
 			if r.op == opEnd {
 				continue
 			}
-			again := decoder{b: r.encode(nil)}
+			again := newDecoder(r.encode(nil))
 			var r2 record
 			if !again.next(&r2) || fmt.Sprint(r2) != fmt.Sprint(r) {
-				t.Fatalf("%+v became %+v: %v", r, r2, again.err)
+				t.Fatalf("%+v became %+v: %v", r, r2, again.err())
 			}
 		}
 		if len(payload) == 0 || len(payload) > 1<<16 {
@@ -357,7 +358,7 @@ func FuzzDecode(f *testing.F) {
 		must(t, os.Mkdir(st.dir, 0o755))
 		block := append(make([]byte, blockHead), (&record{op: opBegin, off: version}).encode(nil)...)
 		block = append(block, payload...)
-		sealBlock(block)
+		wire.Seal(block)
 		keeps := storage.Full()
 		keeps.Devices = false
 		_ = feed(t, st, append([]byte(Magic), block...), keeps, true)
