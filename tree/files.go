@@ -1,6 +1,7 @@
 package tree
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -259,3 +260,37 @@ func readFull(fd int, buf []byte, off int64) (int, error) {
 	}
 	return n, nil
 }
+
+// SplitPath cuts a path into the directory it is in and its last name.
+func SplitPath(path string) (dir, name string) { return splitPath(path) }
+
+// Below reports whether a path lies in the directory dir, at any depth; all
+// but the root itself lie below the root "".
+func Below(path, dir string) bool {
+	if dir == "" {
+		return path != ""
+	}
+	return len(path) > len(dir) && path[len(dir)] == '/' && path[:len(dir)] == dir
+}
+
+// Order compares two paths in tree order: name by name, names by their bytes,
+// a directory before what is in it.
+func Order(a, b string) int {
+	for i := 0; i < len(a) && i < len(b); i++ {
+		if a[i] == b[i] {
+			continue
+		}
+		if a[i] == '/' {
+			return -1
+		}
+		if b[i] == '/' {
+			return 1
+		}
+		return cmp.Compare(a[i], b[i])
+	}
+	return cmp.Compare(len(a), len(b))
+}
+
+// ValidPath reports whether p names an entry inside a tree: names that are not
+// empty, "." or "..", joined by single slashes.
+func ValidPath(p string) bool { return len(p) <= maxPath && validPath(p) }
