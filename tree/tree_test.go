@@ -366,69 +366,6 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-// mutate changes a tree at random.
-func mutate(t *rapid.T, dir string, steps int) {
-	pick := func(label string) string {
-		all := []string{}
-		_ = filepath.WalkDir(dir, func(p string, _ os.DirEntry, err error) error {
-			if err == nil {
-				all = append(all, p)
-			}
-			return nil
-		})
-		return rapid.SampledFrom(all).Draw(t, label)
-	}
-	name := rapid.SampledFrom([]string{"a", "b", "c", "a-b", "a.b", "B", "\xfe"})
-	for range steps {
-		at := pick("at")
-		st, err := os.Lstat(at)
-		must(t, err)
-		parent := at
-		if !st.IsDir() {
-			parent = filepath.Dir(at)
-		}
-		to := filepath.Join(parent, name.Draw(t, "name"))
-		switch rapid.IntRange(0, 10).Draw(t, "step") {
-		case 0, 1:
-			_ = os.Mkdir(to, 0o755)
-		case 2, 3:
-			if old, err := os.Stat(to); err == nil && !old.Mode().IsRegular() {
-				continue // a FIFO would wait for a reader
-			}
-			_ = os.WriteFile(to, bytes.Repeat([]byte{byte(rapid.IntRange(0, 255).Draw(t, "byte"))}, rapid.SampledFrom([]int{0, 1, 4096, 5000, 300_000}).Draw(t, "size")), 0o644)
-		case 4:
-			_ = os.Symlink(name.Draw(t, "target"), to)
-		case 5:
-			if !st.IsDir() {
-				_ = os.Link(at, to)
-			}
-		case 6:
-			if at != dir {
-				_ = os.RemoveAll(at)
-			}
-		case 7:
-			if at != dir {
-				_ = os.Rename(at, to)
-			}
-		case 8:
-			if st.Mode().IsRegular() {
-				if f, err := os.OpenFile(at, os.O_RDWR, 0); err == nil {
-					_, _ = f.WriteAt([]byte("patched"), int64(rapid.SampledFrom([]int{0, 3, 4094, 200_000}).Draw(t, "offset")))
-					_ = f.Truncate(int64(rapid.SampledFrom([]int{2, 4096, 100_000, 1 << 20}).Draw(t, "length")))
-					_ = f.Close()
-				}
-			}
-		case 9:
-			_ = unix.Mkfifo(to, 0o600)
-		case 10:
-			if st.Mode()&os.ModeSymlink == 0 {
-				_ = os.Chmod(at, os.FileMode(rapid.SampledFrom([]uint32{0o700, 0o755, 0o777}).Draw(t, "mode")))
-				_ = unix.Setxattr(at, "user.x", []byte(name.Draw(t, "value")), 0)
-			}
-		}
-	}
-}
-
 func TestRandomTrees(t *testing.T) {
 	top := t.TempDir()
 	n := 0
@@ -438,7 +375,7 @@ func TestRandomTrees(t *testing.T) {
 		defer os.RemoveAll(dir)
 		a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
 		must(t, os.MkdirAll(a, 0o755))
-		mutate(t, a, 12)
+		treetest.Mutate(t, a, 12)
 		full := stream(t, snap(a), nil, 0)
 		cuts := func(n int) []int {
 			c := rapid.SliceOfN(rapid.IntRange(0, n), 0, 3).Draw(t, "cuts")
@@ -449,7 +386,7 @@ func TestRandomTrees(t *testing.T) {
 		must(t, feed(t, st, full, storage.Full(), false, cuts(len(full))...))
 		same(t, a, st.dir, storage.Full())
 		copyTree(t, a, b)
-		mutate(t, b, 8)
+		treetest.Mutate(t, b, 8)
 		base := snap(a)
 		delta := stream(t, snap(b), &base, 0)
 		if !bytes.Equal(delta, stream(t, snap(b), &base, 0)) {

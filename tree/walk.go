@@ -62,7 +62,7 @@ func Walk(ctx context.Context, base *storage.Snapshot, snapshot storage.Snapshot
 		return walkError(snapshot.ID, err)
 	}
 	defer b.close()
-	w := &walker{d: &differ{ctx: ctx, b: b, leadersA: map[uint64]string{}, leadersB: map[uint64]string{}}, v: v, hints: changed}
+	w := &walker{d: &differ{ctx: ctx, b: b, leadersA: map[uint64]string{}, leadersB: map[uint64]string{}}, v: v, hints: changed, firsts: map[uint64]string{}}
 	w.d.bufA, w.d.bufB = make([]byte, maxData), make([]byte, maxData)
 	var fa *folder
 	if base == nil {
@@ -90,6 +90,9 @@ type walker struct {
 	d     *differ
 	v     Visitor
 	hints *Hints
+	// firsts are the first names that files of the base had there, names that
+	// are gone included: what came later was a Link to them.
+	firsts map[uint64]string
 }
 
 // checkHints forgets the hints where they cannot be relied on: with something
@@ -207,6 +210,9 @@ func (w *walker) child(fa, fb *folder, name string, inA, inB bool) error {
 			return err
 		}
 	}
+	if err := w.noteFirst(path, ea, eb != nil && eb.isDir()); err != nil {
+		return err
+	}
 	if eb == nil {
 		if ea != nil {
 			return w.v.Gone(path)
@@ -229,15 +235,51 @@ func (w *walker) child(fa, fb *folder, name string, inA, inB bool) error {
 		}
 		return w.dir(sub, w.d.b.folder(path), path, what == fresh)
 	}
-	switch what {
-	case stays:
+	first := path
+	if ea != nil && w.firsts[ea.ino] != "" {
+		first = w.firsts[ea.ino]
+	}
+	switch {
+	case what == stays && first == leader:
 		return nil
-	case linked:
+	case what == stays || what == linked:
 		return w.v.Entry(&Entry{Path: path, Kind: Link, Fresh: true, Target: leader}, nil)
-	case kept:
+	case what == kept && first == path:
 		return w.keptChild(fa, fb, name, path, ea, eb)
 	}
 	return w.fresh(fb, name, path, eb)
+}
+
+// noteFirst remembers the first name of a file of the base; below a directory
+// that does not stay all names.
+func (w *walker) noteFirst(path string, ea *entry, stays bool) error {
+	switch {
+	case ea == nil:
+		return nil
+	case !ea.isDir():
+		if (ea.nlink > 1 || w.d.a.links) && w.firsts[ea.ino] == "" && ea.beside == nil {
+			w.firsts[ea.ino] = path
+		}
+		return nil
+	case stays:
+		return nil
+	}
+	f := w.d.a.folder(path)
+	defer f.close()
+	names, err := f.names()
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		e, err := f.look(name)
+		if err != nil {
+			return err
+		}
+		if err := w.noteFirst(join(path, name), e, false); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // entry describes an entry of b that is not a directory.

@@ -149,7 +149,7 @@ var confined = []door{
 	{"github.com/prometheus/...", []string{"metrics", "internal/..."}, "measures are named in one place"},
 	{"github.com/vishvananda/...", []string{"lab", "network/...", "internal/..."}, "links and namespaces"},
 	{"github.com/dustin/go-humanize", []string{"cmd...", "storage/...", "doctor", "internal/..."}, "sizes are put into words where people read them"},
-	{"pgregory.net/rapid", []string{"storage/storagetest", "state/statetest", "internal/..."}, "for tests"},
+	{"pgregory.net/rapid", []string{"storage/storagetest", "state/statetest", "tree/treetest", "remote/remotetest", "internal/..."}, "for tests"},
 	{"os/exec", []string{
 		"cmd...", "lab", "internal/...", "storage/...", "demo", "doctor",
 	}, "a backend may call its file system's tools; nobody else starts programs"},

@@ -285,3 +285,12 @@ func (x *Reader) Next() (*Entry, error) {
 	x.any, x.last = true, e.Path
 	return e, nil
 }
+
+// settle puts digests of packs in the place of provisional ones.
+func (w *Writer) settle(known map[digest.Sum]Pack) {
+	for i := range w.packs {
+		if p, ok := known[w.packs[i].Sum]; ok {
+			w.packs[i] = p
+		}
+	}
+}
