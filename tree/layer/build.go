@@ -83,8 +83,10 @@ type item struct {
 	hole  bool
 	off   int64
 	n     int64
-	parts []span // of the piece, what is no hole
+	parts []span  // of the piece, what is no hole
+	ready *Extent // content that is stored already
 	end   bool
+	sums  bool // the entry has its digests already
 }
 
 // piece is content that becomes a chunk.
@@ -179,7 +181,7 @@ func (b *Builder) fresh(e *Entry, content tree.Content) error {
 		for ; j < len(data) && data[j].from-data[j].from%digest.LeafSize <= run.to; j++ {
 			run.to = leafEnd(data[j].to, e.Size)
 		}
-		if err := b.read(e, content, run, data[i:j]); err != nil {
+		if err := b.read(e, content, run, data[i:j], false); err != nil {
 			return err
 		}
 		i = j
@@ -194,7 +196,7 @@ func leafEnd(off, size int64) int64 {
 
 // read takes a range of a file, cut at fixed offsets; data says what of it
 // counts, in order.
-func (b *Builder) read(e *Entry, content tree.Content, run span, data []span) error {
+func (b *Builder) read(e *Entry, content io.ReaderAt, run span, data []span, sums bool) error {
 	for off := run.from; off < run.to; {
 		n := int(min(run.to, (off/pieceSize+1)*pieceSize) - off)
 		f, err := b.room(n)
@@ -206,7 +208,7 @@ func (b *Builder) read(e *Entry, content tree.Content, run span, data []span) er
 		if _, err := content.ReadAt(f.buf[at:], off); err != nil {
 			return err
 		}
-		it := item{e: e, piece: &piece{at: at, n: n}, off: off, n: int64(n)}
+		it := item{e: e, piece: &piece{at: at, n: n}, off: off, n: int64(n), sums: sums}
 		for len(data) > 0 && data[0].to <= off {
 			data = data[1:]
 		}
@@ -252,7 +254,7 @@ func (b *Builder) changed(e *Entry, content tree.Content) error {
 	}
 	err = content.Changed(func(off, n int64) error {
 		touch(off, off+n)
-		return b.read(e, content, span{off, off + n}, []span{{off, off + n}})
+		return b.read(e, content, span{off, off + n}, []span{{off, off + n}}, false)
 	}, func(off, n int64) error {
 		touch(off, min(off+n, e.Size))
 		return b.put(item{e: e, hole: true, off: off, n: min(n, e.Size-off)})
@@ -456,19 +458,21 @@ func (b *Builder) step(it *item) error {
 	e := it.e
 	switch p := it.piece; {
 	case p != nil:
-		if e.Fresh {
+		if e.Fresh && !it.sums {
 			b.file.add(it.off, p.leaves)
 		}
 		p.leaves = nil
 		for _, s := range it.parts {
 			e.Extents = append(e.Extents, Extent{Off: s.from, Len: s.to - s.from, Chunk: p.chunk, Skip: int(s.from - it.off)})
 		}
+	case it.ready != nil:
+		e.Extents = append(e.Extents, *it.ready)
 	case it.hole:
 		if it.n > 0 {
 			e.Extents = append(e.Extents, Extent{Off: it.off, Len: it.n, Hole: true})
 		}
 	case it.end:
-		if e.Fresh && e.Kind == tree.File {
+		if e.Fresh && e.Kind == tree.File && !it.sums {
 			e.Sums = b.file.finish(e.Size, func(n int64, leaves []byte) {
 				if b.cfg.Leaves != nil && len(leaves) > 64*32 {
 					b.cfg.Leaves.Put(e.Path, n, leaves)
@@ -480,9 +484,29 @@ func (b *Builder) step(it *item) error {
 	return nil
 }
 
-// Put adds an entry whose content is stored already.
-func (b *Builder) Put(e *Entry) error {
-	return b.put(item{e: &Entry{Entry: e.Entry, Gone: e.Gone, Cut: e.Cut, Extents: e.Extents, Sums: e.Sums}, end: true})
+// Put adds an entry of a merged layer, whose content is stored already; what
+// rewrite says of it is read from content and stored anew.
+func (b *Builder) Put(e *Entry, content io.ReaderAt, rewrite func(*Chunk) bool) error {
+	out := &Entry{Entry: e.Entry, Gone: e.Gone, Cut: e.Cut, Sums: e.Sums}
+	for i := 0; i < len(e.Extents); i++ {
+		x := &e.Extents[i]
+		if x.Hole || !rewrite(&x.Chunk) {
+			if err := b.put(item{e: out, ready: x, sums: true}); err != nil {
+				return err
+			}
+			continue
+		}
+		// What lies next to each other becomes one piece again.
+		run := span{x.Off, x.Off + x.Len}
+		for i+1 < len(e.Extents) && e.Extents[i+1].Off == run.to && !e.Extents[i+1].Hole && rewrite(&e.Extents[i+1].Chunk) {
+			i++
+			run.to += e.Extents[i].Len
+		}
+		if err := b.read(out, content, run, []span{run}, true); err != nil {
+			return err
+		}
+	}
+	return b.put(item{e: out, end: true, sums: true})
 }
 
 // Finish writes the index, and gives the packs that it names.

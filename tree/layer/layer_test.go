@@ -204,7 +204,7 @@ func TestRandomHistories(t *testing.T) {
 			at = append(at, i)
 			if len(layers) > 2 && rapid.Bool().Draw(t, "merge") {
 				from := rapid.IntRange(0, len(layers)-2).Draw(t, "from")
-				one := s.index(t, merged(t, from == 0, layers[from:]...))
+				one := s.rewrite(t, merged(t, from == 0, layers[from:]...), v(i), func(c *layer.Chunk) bool { return c.Sum[0]%2 == 0 })
 				layers, at = append(layers[:from:from], one), append(at[:from:from], i)
 			}
 			whole := root(t, merged(t, true, layers...))
@@ -237,21 +237,30 @@ func TestRandomHistories(t *testing.T) {
 	})
 }
 
-// index writes a merged source as an index of its own.
-func (s *store) index(t fataler, src layer.Source) []byte {
-	w, err := layer.NewWriter(os.TempDir(), s.size)
+// rewrite makes one layer of a merged source, storing some content anew.
+func (s *store) rewrite(t fataler, src layer.Source, dir string, some func(*layer.Chunk) bool) []byte {
+	b, err := layer.Build(context.Background(), layer.Config{Spool: os.TempDir(), PackSize: 1 << 20, Workers: 2, KnownSize: s.size, Emit: s.emit})
 	must(t, err)
-	defer w.Close()
+	files, err := tree.OpenFiles(context.Background(), dir)
+	must(t, err)
+	defer files.Close()
 	for {
 		e, err := src.Next()
 		if err == io.EOF {
 			break
 		}
 		must(t, err)
-		must(t, w.Put(e))
+		if e.Kind != tree.File || e.Gone {
+			must(t, b.Put(e, nil, nil))
+			continue
+		}
+		f, err := files.Open(e.Path)
+		must(t, err)
+		must(t, b.Put(e, f, some))
+		must(t, f.Close())
 	}
 	var out bytes.Buffer
-	_, err = w.Finish(&out)
+	_, err = b.Finish(&out)
 	must(t, err)
 	return out.Bytes()
 }
