@@ -183,6 +183,36 @@ func later(a, b api.Commit) int {
 	return cmp.Compare(a.ID, b.ID)
 }
 
+// Near lists up to limit commits that are related to one, the nearest first,
+// going to parents and children alike; the commit itself is not among them.
+func (g Graph) Near(id string, limit int) []string {
+	children := map[string][]string{}
+	for _, c := range g {
+		for _, p := range c.Parents {
+			children[p] = append(children[p], c.ID)
+		}
+	}
+	var out []string
+	seen := map[string]bool{id: true}
+	level := []string{id}
+	for len(level) > 0 && len(out) < limit {
+		var next []string
+		for _, at := range level {
+			around := slices.Clone(children[at])
+			slices.Sort(around)
+			for _, n := range append(slices.Clone(g[at].Parents), around...) {
+				if !seen[n] {
+					seen[n] = true
+					next = append(next, n)
+				}
+			}
+		}
+		out = append(out, next...)
+		level = next
+	}
+	return out[:min(limit, len(out))]
+}
+
 // Refs are the names that a volume's record gives to commits.
 type Refs struct {
 	Current  string            // branch that the plain name means

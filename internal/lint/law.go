@@ -132,7 +132,9 @@ var doors = []door{
 	{"storage/faulty", []string{"internal/..."}, "it breaks things on purpose: for tests and simulations"},
 	{"storage/storagetest", nil, "a suite for tests"},
 	{"state/statetest", nil, "a suite for tests"},
-	{"remote/...", []string{"node", "cmd...", "lab", "internal/..."}, "only who wires a host chooses how a remote is reached"},
+	{"remote/layout", []string{"node", "hub", "cmd...", "lab", "internal/..."}, "only who wires a host chooses how a remote is reached"},
+	{"remote/s3", []string{"node", "hub", "cmd...", "lab", "internal/..."}, "only who wires a host chooses how a remote is reached"},
+	{"remote/registry", []string{"node", "hub", "cmd...", "lab", "internal/..."}, "only who wires a host chooses how a remote is reached"},
 	{"container/docker", []string{"node", "cmd...", "lab", "internal/..."}, "only who wires a host chooses its engine"},
 	{"container/memory", []string{"internal/..."}, "it runs nothing: for tests and simulations"},
 }
@@ -141,7 +143,7 @@ var doors = []door{
 // replaced by touching one room.
 var confined = []door{
 	{"go.etcd.io/etcd...", []string{"state/etcd", "internal/..."}, "the state store is a port; state/etcd is its one adapter"},
-	{"go.etcd.io/bbolt...", []string{"agent", "tree", "internal/..."}, "small durable records in one file: the agent's index, and what lies beside the data"},
+	{"go.etcd.io/bbolt...", []string{"agent", "exchange", "tree", "internal/..."}, "small durable records in one file: the agent's index, and what lies beside the data"},
 	{"google.golang.org/grpc...", []string{"state/etcd"}, "etcd's transport"},
 	{"github.com/moby/moby...", []string{"container/docker", "doctor", "internal/..."}, "the engine is a port; container/docker is its one adapter"},
 	{"github.com/spf13/...", []string{"cmd..."}, "flags are parsed in cmd only"},

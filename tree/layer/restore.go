@@ -68,6 +68,10 @@ type step struct {
 // Run writes what src says into a target. src is a whole tree, or what has
 // changed since Base.
 func (r Restore) Run(ctx context.Context, src Source, to *tree.Target) error {
+	return r.run(ctx, src, to)
+}
+
+func (r Restore) run(ctx context.Context, src Source, to *tree.Target) error {
 	c, err := newCodec(r.Seal, r.Workers)
 	if err != nil {
 		return err
@@ -87,7 +91,11 @@ func (r Restore) Run(ctx context.Context, src Source, to *tree.Target) error {
 	})
 	group.Go(func() error {
 		for s := range steps {
-			if err := x.do(ctx, s); err != nil {
+			do := x.do
+			if to == nil {
+				do = x.check
+			}
+			if err := do(ctx, s); err != nil {
 				return err
 			}
 			if s.data != nil {
@@ -99,6 +107,9 @@ func (r Restore) Run(ctx context.Context, src Source, to *tree.Target) error {
 	if err := group.Wait(); err != nil {
 		return err
 	}
+	if to == nil {
+		return nil
+	}
 	if err := x.leave(""); err != nil {
 		return err
 	}
@@ -108,6 +119,11 @@ func (r Restore) Run(ctx context.Context, src Source, to *tree.Target) error {
 		}
 	}
 	return nil
+}
+
+// Check reads and checks everything that src, a whole tree, says, and writes nothing.
+func (r Restore) Check(ctx context.Context, src Source) error {
+	return r.run(ctx, src, nil)
 }
 
 // produce makes steps of entries, and starts preparing content.
@@ -276,6 +292,25 @@ func (x *restorer) do(ctx context.Context, s step) error {
 		return s.data.err
 	}
 	return s.data.write()
+}
+
+// check waits for content that is only looked at.
+func (x *restorer) check(ctx context.Context, s step) error {
+	if s.data == nil {
+		return nil
+	}
+	select {
+	case <-s.data.ready:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if s.data.err == nil && x.Done != nil {
+		for _, e := range s.data.extents {
+			x.Done(e.Len)
+		}
+	}
+	s.data.buf = nil
+	return s.data.err
 }
 
 // leave writes the metadata of directories that path is not in.

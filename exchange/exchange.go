@@ -1,0 +1,107 @@
+// Package exchange brings commits between a pool and a remote: it makes the
+// layers that a remote lacks from the difference of two snapshots, and
+// snapshots from layers. It knows neither who asked nor which branch of a cluster it is
+// for; docs/format/remote.md is what it writes and reads.
+package exchange
+
+import (
+	"context"
+	"encoding/hex"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/remote"
+	"github.com/drover-data/drover/storage"
+	"github.com/drover-data/drover/tree"
+	treedigest "github.com/drover-data/drover/tree/digest"
+	"github.com/drover-data/drover/tree/layer"
+)
+
+// Sizes, in bytes.
+const (
+	minPack   = 8 << 20  // content of smaller packs is stored anew when layers are merged
+	packSize  = 32 << 20 // packs are closed when they hold this much
+	uploads   = 3        // packs on their way at once: what is in memory is bounded by them
+	maxChunks = 2 << 20  // stored chunks that are remembered to be found again
+)
+
+// Remote is a repository with what is kept here of it.
+type Remote struct {
+	Store remote.Store
+	// Cache is a directory for indexes, digests and packs on their way. It can
+	// be emptied at any time.
+	Cache string
+	Key   Key // nil: in clear
+	Now   func() time.Time
+	// Told of progress, from any goroutine; nil tells nobody.
+	Progress func(Progress)
+}
+
+// Key seals what a remote keeps.
+type Key interface {
+	layer.Sealer
+	ID() string
+	// Digest is the keyed digest of a tree that a record shows in clear.
+	Digest(treedigest.Sum) string
+}
+
+// Progress is a step forward; numbers add up.
+type Progress struct {
+	Phase string // "reading", "uploading", "downloading", "writing"
+	Bytes int64  // so many more
+	Total int64  // expected in this phase in all, if it has become known
+}
+
+func (r *Remote) tell(p Progress) {
+	if r.Progress != nil {
+		r.Progress(p)
+	}
+}
+
+func (r *Remote) workers() int { return max(2, runtime.GOMAXPROCS(0)) }
+
+func (r *Remote) sealer() layer.Sealer {
+	if r.Key == nil {
+		return nil
+	}
+	return r.Key
+}
+
+func (r *Remote) spool() string { return filepath.Join(r.Cache, "spool") }
+
+// Local is a commit that the pool has.
+type Local struct {
+	Commit   api.Commit
+	Snapshot storage.Snapshot
+}
+
+// Pool is what a pool has of a volume.
+type Pool interface {
+	// Find gives a commit; NotFound when the pool does not have it.
+	Find(ctx context.Context, id string) (Local, error)
+	// Hints say where two commits can differ; nil when the pool cannot tell.
+	Hints(ctx context.Context, base, id string) (*tree.Hints, error)
+}
+
+func ociDigest(s treedigest.Sum) digest.Digest {
+	return digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(s[:]))
+}
+
+func treeSum(d digest.Digest) (s treedigest.Sum, err error) {
+	b, err := hex.DecodeString(d.Encoded())
+	if err != nil || len(b) != len(s) || d.Algorithm() != digest.SHA256 {
+		return s, &api.Error{Kind: api.Damaged, Op: "read manifest", Object: string(d), Reason: "not a SHA-256 digest"}
+	}
+	copy(s[:], b)
+	return s, nil
+}
+
+func damaged(object, reason string) error {
+	return &api.Error{Kind: api.Damaged, Op: "read commit", Object: object, Reason: reason, Next: "drover verify tells which commits are affected; push them again from a node that has them"}
+}
+
+func short(id string) string { return id[:min(12, len(id))] }
