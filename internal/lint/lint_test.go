@@ -104,6 +104,8 @@ func TestStyleRules(t *testing.T) {
 	want(t, checkStyle(sample(t, "agent/x_test.go", "package x\nimport \"time\"\nfunc f() { time.Sleep(1) }\n")))
 	want(t, checkStyle(sample(t, "plan/x.go", "package x\nimport \"time\"\nfunc f() { _ = time.Now(); _ = time.Unix(1, 0) }\n")), "time as an argument")
 	want(t, checkStyle(sample(t, "agent/x.go", "package x\nfunc long() {"+strings.Repeat("\n", MaxFunction)+"}\n")), "long has 81 lines")
+	want(t, checkStyle(sample(t, "a/xtest/x.go", "package x\nfunc long() {"+strings.Repeat("\n", MaxFunction)+"}\n")), "long has 81 lines")
+	want(t, checkStyle(sample(t, "agent/x.go", "package x\nfunc f(b any) { _ = b.(storage.Sizer); _ = b.(*storage.Absent) }\n")), "ask storage.As")
 	want(t, checkStyle(sample(t, "agent/x.go", "package x\n"+strings.Repeat("\n", MaxFile))), "801 lines")
 }
 
