@@ -21,6 +21,11 @@ import (
 // newPool makes a pool on a file, which is gone when the test is over.
 func newPool(t testing.TB, size int64) *Backend {
 	t.Helper()
+	return newGrowing(t, size).Backend
+}
+
+func newGrowing(t testing.TB, size int64) *Growing {
+	t.Helper()
 	base := t.TempDir()
 	cfg := loopfile.Config{File: filepath.Join(base, "pool.img"), Dir: filepath.Join(base, "pool"), Size: size}
 	t.Cleanup(func() {
@@ -40,7 +45,7 @@ func newPool(t testing.TB, size int64) *Backend {
 	if err := b.Init(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	return b
+	return b.On(&loopfile.File{Config: cfg, Policy: loopfile.Policy{KeepFree: 64 << 20}})
 }
 
 // describe lists everything a file system keeps of a tree, one line an entry.

@@ -144,6 +144,9 @@ func Run(t *testing.T, open func(t *testing.T) storage.Backend, opt Options) {
 	if _, ok := storage.As[storage.NativeStreams](probe); ok {
 		t.Run("Streams", s.streams)
 	}
+	if _, ok := storage.As[storage.Grower](probe); ok {
+		t.Run("Grower", s.grower)
+	}
 }
 
 type suite struct {
