@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/drover-data/drover/storage/btrfs/sendstream"
+	"github.com/drover-data/drover/storage/hostfs"
 )
 
 // applier does to a tree what the commands of a send stream say. It trusts
@@ -75,7 +76,7 @@ func (a *applier) object(path []byte) error {
 	if name == "" {
 		name = "."
 	}
-	fd, err := openBeneath(a.tree, name, unix.O_PATH|unix.O_NOFOLLOW)
+	fd, err := hostfs.OpenBeneath(a.tree, name, unix.O_PATH|unix.O_NOFOLLOW)
 	if err != nil {
 		return err
 	}
@@ -123,7 +124,7 @@ func (a *applier) parent(path []byte) (int, string, func(), error) {
 		}
 		return a.tree, name, func() {}, nil
 	}
-	fd, name, err := openParent(a.tree, string(path))
+	fd, name, err := hostfs.OpenParent(a.tree, string(path))
 	if err != nil {
 		return -1, "", nil, err
 	}
@@ -245,7 +246,7 @@ func (a *applier) clone(c *sendstream.Command, path []byte) error {
 		}
 		dir = a.base
 	}
-	p, err := openBeneath(dir, string(from), unix.O_PATH|unix.O_NOFOLLOW)
+	p, err := hostfs.OpenBeneath(dir, string(from), unix.O_PATH|unix.O_NOFOLLOW)
 	if err != nil {
 		return err
 	}

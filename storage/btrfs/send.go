@@ -14,6 +14,7 @@ import (
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/storage"
 	"github.com/drover-data/drover/storage/btrfs/sendstream"
+	"github.com/drover-data/drover/storage/hostfs"
 )
 
 const (
@@ -76,7 +77,7 @@ func (b *Backend) Send(ctx context.Context, spec storage.SendSpec) (io.ReadClose
 }
 
 func (b *Backend) startSend(ctx context.Context, op string, spec storage.SendSpec) (*sendStream, error) {
-	if err := errors.Join(checkID("volume", spec.Volume), checkID("snapshot", spec.ID)); err != nil {
+	if err := errors.Join(hostfs.CheckID("volume", spec.Volume), hostfs.CheckID("snapshot", spec.ID)); err != nil {
 		return nil, err
 	}
 	if spec.Format == "" {
@@ -95,7 +96,7 @@ func (b *Backend) startSend(ctx context.Context, op string, spec storage.SendSpe
 	if _, err := b.snapshot(p, op, spec.Volume, spec.ID); err != nil {
 		return nil, err
 	}
-	fd, err := openSubvol(p.root, snapshotPath(spec.Volume, spec.ID))
+	fd, err := openSubvol(p.root, hostfs.SnapshotPath(spec.Volume, spec.ID))
 	if err != nil {
 		return nil, err
 	}
