@@ -54,6 +54,10 @@ var rules = []rule{
 		why: "a backend keeps bytes; it knows neither cluster nor containers",
 	},
 	{
+		of: []string{"storage/hostfs"}, only: []string{"api", "storage"},
+		why: "what backends share knows none of them",
+	},
+	{
 		of: []string{"storage/btrfs..."}, not: []string{"drover/storage/zfs...", "drover/storage/dir..."},
 		why: "backends do not know each other: what they share is the contract and the portable stream",
 	},
@@ -120,6 +124,7 @@ var doors = []door{
 	{"storage/btrfs", []string{"node", "cmd...", "lab", "internal/..."}, "only who wires a host chooses its backends"},
 	{"storage/zfs", []string{"node", "cmd...", "lab", "internal/..."}, "only who wires a host chooses its backends"},
 	{"storage/dir", []string{"node", "cmd...", "lab", "internal/..."}, "only who wires a host chooses its backends"},
+	{"storage/hostfs", []string{"storage/..."}, "it is what backends are made of; others ask storage.Backend"},
 	{"storage/memory", []string{"internal/..."}, "it keeps nothing: for tests and simulations"},
 	{"storage/faulty", []string{"internal/..."}, "it breaks things on purpose: for tests and simulations"},
 	{"storage/storagetest", nil, "a suite for tests"},

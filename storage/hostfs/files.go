@@ -112,11 +112,16 @@ func WriteJSON(dir int, path string, v any, durable bool) error {
 		return err
 	}
 	data = append(data, '\n')
-	tmp := path + ".new"
-	if err := unix.Unlinkat(dir, tmp, 0); err != nil && err != unix.ENOENT {
+	at, name, err := OpenParent(dir, path)
+	if err != nil {
 		return err
 	}
-	fd, err := unix.Openat(dir, tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	defer unix.Close(at)
+	tmp := name + ".new"
+	if err := unix.Unlinkat(at, tmp, 0); err != nil && err != unix.ENOENT {
+		return err
+	}
+	fd, err := unix.Openat(at, tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 	if err != nil {
 		return err
 	}
@@ -129,25 +134,16 @@ func WriteJSON(dir int, path string, v any, durable bool) error {
 		err = e
 	}
 	if err == nil {
-		err = unix.Renameat(dir, tmp, dir, path)
+		err = unix.Renameat(at, tmp, at, name)
 	}
 	if err != nil {
-		_ = unix.Unlinkat(dir, tmp, 0)
+		_ = unix.Unlinkat(at, tmp, 0)
 		return err
 	}
 	if !durable {
 		return nil
 	}
-	at := "."
-	if i := strings.LastIndexByte(path, '/'); i >= 0 {
-		at = path[:i]
-	}
-	d, err := OpenDir(dir, at)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(d)
-	return unix.Fsync(d)
+	return unix.Fsync(at)
 }
 
 // OpenParent opens the directory of a path's last component.
