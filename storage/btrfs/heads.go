@@ -18,6 +18,31 @@ const (
 	markFile = ".drover/mark"
 )
 
+// onKey does something about a head while its volume is locked.
+func (b *Backend) onKey(ctx context.Context, op string, key storage.HeadKey, f func(p *pool) error) error {
+	if err := hostfs.CheckKey(key); err != nil {
+		return err
+	}
+	p, unlock, err := b.enter(ctx, key.Volume)
+	if err == nil {
+		defer unlock()
+		err = f(p)
+	}
+	return b.fail(op, key.String(), err)
+}
+
+// onHead does something to a head, which is open as fd.
+func (b *Backend) onHead(ctx context.Context, op string, key storage.HeadKey, f func(p *pool, fd int) error) error {
+	return b.onKey(ctx, op, key, func(p *pool) error {
+		fd, err := b.openHead(p, op, key)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		return f(p, fd)
+	})
+}
+
 // openHead opens a head's subvolume.
 func (b *Backend) openHead(p *pool, op string, key storage.HeadKey) (int, error) {
 	fd, err := openSubvol(p.root, hostfs.HeadPath(key))
@@ -148,23 +173,18 @@ func (b *Backend) copyTree(dir int, name string, src int) error {
 }
 
 // Head implements storage.Backend.
-func (b *Backend) Head(ctx context.Context, key storage.HeadKey) (storage.Head, error) {
+func (b *Backend) Head(ctx context.Context, key storage.HeadKey) (h storage.Head, err error) {
 	const op = "look up head"
-	if err := hostfs.CheckKey(key); err != nil {
-		return storage.Head{}, err
-	}
-	p, unlock, err := b.enter(ctx, key.Volume)
-	if err != nil {
-		return storage.Head{}, b.fail(op, key.String(), err)
-	}
-	defer unlock()
-	h, err := b.head(p, op, key, true)
-	if err == nil && h.Size > 0 {
-		if err := b.settleVolume(p, key.Volume); err != nil && !errors.Is(err, unix.EROFS) {
-			return h, b.fail(op, key.String(), err)
+	err = b.onKey(ctx, op, key, func(p *pool) (err error) {
+		h, err = b.head(p, op, key, true)
+		if err == nil && h.Size > 0 {
+			if err := b.settleVolume(p, key.Volume); err != nil && !errors.Is(err, unix.EROFS) {
+				return err
+			}
 		}
-	}
-	return h, b.fail(op, key.String(), err)
+		return err
+	})
+	return h, err
 }
 
 // head reads one; walk allows to measure its size where that takes a walk.
@@ -264,54 +284,36 @@ func (b *Backend) updateHead(p *pool, fd int, change func(*hostfs.HeadNote)) err
 
 // SetNote implements storage.Backend.
 func (b *Backend) SetNote(ctx context.Context, key storage.HeadKey, note []byte) error {
-	const op = "write note"
 	if err := errors.Join(hostfs.CheckKey(key), hostfs.CheckNote(note)); err != nil {
 		return err
 	}
-	p, unlock, err := b.enter(ctx, key.Volume)
-	if err != nil {
-		return b.fail(op, key.String(), err)
-	}
-	defer unlock()
-	fd, err := b.openHead(p, op, key)
-	if err != nil {
-		return b.fail(op, key.String(), err)
-	}
-	defer unix.Close(fd)
-	return b.fail(op, key.String(), b.updateHead(p, fd, func(m *hostfs.HeadNote) { m.Note = note }))
+	return b.onHead(ctx, "write note", key, func(p *pool, fd int) error {
+		return b.updateHead(p, fd, func(m *hostfs.HeadNote) { m.Note = note })
+	})
 }
 
 // Resize implements storage.Sizer.
 func (b *Backend) Resize(ctx context.Context, key storage.HeadKey, size int64) error {
 	const op = "resize head"
-	if err := hostfs.CheckKey(key); err != nil {
-		return err
+	if size < 0 {
+		return hostfs.CheckSize(op, key, size, 0)
 	}
-	if err := hostfs.CheckSize(op, key, size, 0); size < 0 {
-		return err
-	}
-	p, unlock, err := b.enter(ctx, key.Volume)
-	if err != nil {
-		return b.fail(op, key.String(), err)
-	}
-	defer unlock()
-	fd, err := b.openHead(p, op, key)
-	if err != nil {
-		return b.fail(op, key.String(), err)
-	}
-	defer unix.Close(fd)
+	return b.onHead(ctx, op, key, func(p *pool, fd int) error { return b.resize(p, op, key, fd, size) })
+}
+
+func (b *Backend) resize(p *pool, op string, key storage.HeadKey, fd int, size int64) error {
 	meta, info, err := readHead(fd)
 	if err != nil {
-		return b.fail(op, key.String(), err)
+		return err
 	}
 	if size != 0 && (meta.Size == 0 || size < meta.Size) {
 		// What was not written out yet has no blocks yet.
 		if err := unix.Syncfs(fd); err != nil {
-			return b.fail(op, key.String(), err)
+			return err
 		}
 		used, err := hostfs.Measure(b.dirPath(hostfs.HeadPath(key), hostfs.DataDir))
 		if err != nil {
-			return b.fail(op, key.String(), err)
+			return err
 		}
 		if err := hostfs.CheckSize(op, key, size, used); err != nil {
 			return err
@@ -319,43 +321,33 @@ func (b *Backend) Resize(ctx context.Context, key storage.HeadKey, size int64) e
 	}
 	kept, err := b.keptBySnapshots(p, key.Volume, info.UUID)
 	if err != nil {
-		return b.fail(op, key.String(), err)
+		return err
 	}
 	if err := b.updateHead(p, fd, func(m *hostfs.HeadNote) { m.Size = size }); err != nil {
-		return b.fail(op, key.String(), err)
+		return err
 	}
 	if p.counts() && size > 0 && p.limit(info.TreeID) == 0 && kept {
-		return b.fail(op, key.String(), p.raiseLimit(info.TreeID, size))
+		return p.raiseLimit(info.TreeID, size)
 	}
 	// The amount on top stays when the size changes; it can only be too large.
 	if kept && size > 0 {
-		return b.fail(op, key.String(), p.raiseLimit(info.TreeID, size))
+		return p.raiseLimit(info.TreeID, size)
 	}
 	if err := b.settleLimit(p, info.TreeID, size, kept); err != nil {
-		return b.fail(op, key.String(), err)
+		return err
 	}
-	return b.fail(op, key.String(), commitTransaction(p.root))
+	return commitTransaction(p.root)
 }
 
 // DestroyHead implements storage.Backend.
 func (b *Backend) DestroyHead(ctx context.Context, key storage.HeadKey) error {
 	const op = "destroy head"
-	if err := hostfs.CheckKey(key); err != nil {
-		return err
-	}
-	p, unlock, err := b.enter(ctx, key.Volume)
-	if err != nil {
-		return b.fail(op, key.String(), err)
-	}
-	defer unlock()
-	mounts, at, err := hostfs.Find(b.cfg.Dir, hostfs.HeadPath(key))
-	if err != nil {
-		return b.fail(op, key.String(), err)
-	}
-	if err := hostfs.Unused(op, key, mounts.Of(at)); err != nil {
-		return err
-	}
-	return b.fail(op, key.String(), destroyIn(p, "heads", key.Volume, hostfs.EscapeBranch(key.Branch)))
+	return b.onKey(ctx, op, key, func(p *pool) error {
+		if err := hostfs.UnusedHead(op, b.cfg.Dir, key); err != nil {
+			return err
+		}
+		return destroyIn(p, "heads", key.Volume, hostfs.EscapeBranch(key.Branch))
+	})
 }
 
 // destroyIn durably removes a subvolume two levels below dir, and the

@@ -61,11 +61,11 @@ type Config struct {
 type Backend struct {
 	cfg   Config
 	locks hostfs.Locks
+	at    hostfs.Root[pool]
 	busy  hostfs.Claims[incoming]
 
 	mu   sync.Mutex
-	open *pool // guarded by mu; nil until found
-	used map[uint64]measured
+	used map[uint64]measured // guarded by mu
 }
 
 var (
@@ -77,10 +77,9 @@ var (
 
 // pool is the directory while it is there.
 type pool struct {
-	root     int // descriptor of Config.Dir
-	dev, ino uint64
-	fsid     string
-	quota    quotaMode
+	root  int // descriptor of Config.Dir
+	fsid  string
+	quota quotaMode
 }
 
 // New gives the backend of a pool. It does not look at it: a pool that is not
@@ -99,11 +98,14 @@ func New(cfg Config) (*Backend, error) {
 // nothing; a directory that holds other things is refused.
 func (b *Backend) Init(context.Context) error {
 	const op = "make pool"
-	root, err := openRoot(b.cfg.Dir)
+	root, err := hostfs.OpenRoot(b.cfg.Dir)
 	if err != nil {
 		return b.fail(op, b.cfg.Dir, err)
 	}
 	defer unix.Close(root)
+	if err := checkBtrfs(root, b.cfg.Dir); err != nil {
+		return b.fail(op, b.cfg.Dir, err)
+	}
 	if err := hostfs.Access(root, hostfs.Marker); err == nil {
 		return nil
 	} else if err != unix.ENOENT {
@@ -134,66 +136,34 @@ func (b *Backend) Init(context.Context) error {
 	return b.fail(op, b.cfg.Dir, commitTransaction(root))
 }
 
-func openRoot(dir string) (int, error) {
-	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, fmt.Errorf("%w: open %s: %w", hostfs.ErrNotThere, dir, err)
-	}
+// checkBtrfs refuses another file system, such as the one below a mount that
+// is missing.
+func checkBtrfs(root int, dir string) error {
 	var st unix.Statfs_t
-	if err := unix.Fstatfs(fd, &st); err != nil {
-		unix.Close(fd)
-		return -1, err
+	if err := unix.Fstatfs(root, &st); err != nil {
+		return err
 	}
 	if st.Type != unix.BTRFS_SUPER_MAGIC {
-		unix.Close(fd)
-		return -1, fmt.Errorf("%w: %s is not on a btrfs: is it mounted?", hostfs.ErrNotThere, dir)
+		return fmt.Errorf("%w: %s is not on a btrfs: is it mounted?", hostfs.ErrNotThere, dir)
 	}
-	return fd, nil
+	return nil
 }
 
-// pool gives the pool if it is at its place now. Asking each time keeps an
-// unmounted pool from being taken for an empty one.
-func (b *Backend) pool() (*pool, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	var st unix.Stat_t
-	err := unix.Stat(b.cfg.Dir, &st)
-	if b.open != nil {
-		if err == nil && st.Dev == b.open.dev && st.Ino == b.open.ino {
-			return b.open, nil
-		}
-		unix.Close(b.open.root)
-		b.open = nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", hostfs.ErrNotThere, b.cfg.Dir, err)
-	}
-	root, err := openRoot(b.cfg.Dir)
-	if err != nil {
-		return nil, err
-	}
-	p, err := b.inspect(root)
-	if err != nil {
-		unix.Close(root)
-		return nil, err
-	}
-	b.open = p
-	return p, nil
-}
+// pool gives the pool if it is at its place now.
+func (b *Backend) pool() (*pool, error) { return b.at.At(b.cfg.Dir, b.inspect) }
 
 func (b *Backend) inspect(root int) (*pool, error) {
-	if err := hostfs.CheckMarker(root, b.cfg.Dir); err != nil {
+	if err := checkBtrfs(root, b.cfg.Dir); err != nil {
 		return nil, err
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(root, &st); err != nil {
+	if err := hostfs.CheckMarker(root, b.cfg.Dir); err != nil {
 		return nil, err
 	}
 	info, err := getFsInfo(root)
 	if err != nil {
 		return nil, err
 	}
-	p := &pool{root: root, dev: st.Dev, ino: st.Ino, fsid: info.FSID.String()}
+	p := &pool{root: root, fsid: info.FSID.String()}
 	p.quota = findQuota(p, !b.cfg.SoftSizes)
 	return p, nil
 }
@@ -204,12 +174,7 @@ func (b *Backend) Close() error {
 	for _, in := range b.busy.Drain() {
 		in.letGo()
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.open != nil {
-		unix.Close(b.open.root)
-		b.open = nil
-	}
+	b.at.Close()
 	return nil
 }
 
@@ -233,15 +198,7 @@ func (u UUID) String() string {
 // enter is the beginning of every method that works on one volume: it finds
 // the pool and takes the volume's lock.
 func (b *Backend) enter(ctx context.Context, volume string) (*pool, func(), error) {
-	if err := ctx.Err(); err != nil {
-		return nil, nil, err
-	}
-	p, err := b.pool()
-	if err != nil {
-		return nil, nil, err
-	}
-	unlock, err := b.locks.Lock(ctx, volume)
-	return p, unlock, err
+	return hostfs.Enter(ctx, &b.locks, volume, b.pool)
 }
 
 // dirPath is a place in the pool as an absolute path, for the caller's eyes.

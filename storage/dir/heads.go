@@ -16,6 +16,31 @@ import (
 	"github.com/drover-data/drover/tree"
 )
 
+// onKey does something about a head while its volume is locked.
+func (b *Backend) onKey(ctx context.Context, op string, key storage.HeadKey, f func(p *pool) error) error {
+	if err := hostfs.CheckKey(key); err != nil {
+		return err
+	}
+	p, unlock, err := b.enter(ctx, key.Volume)
+	if err == nil {
+		defer unlock()
+		err = f(p)
+	}
+	return b.fail(op, key.String(), err)
+}
+
+// onHead does something to a head, which is open as fd.
+func (b *Backend) onHead(ctx context.Context, op string, key storage.HeadKey, f func(p *pool, fd int) error) error {
+	return b.onKey(ctx, op, key, func(p *pool) error {
+		fd, err := b.openHead(p, op, key)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		return f(p, fd)
+	})
+}
+
 func (b *Backend) openHead(p *pool, op string, key storage.HeadKey) (int, error) {
 	fd, err := hostfs.OpenDir(p.root, hostfs.HeadPath(key))
 	if err == unix.ENOENT {
@@ -135,18 +160,13 @@ func (p *pool) publish(tmp, dir, volume, name string) error {
 }
 
 // Head implements storage.Backend.
-func (b *Backend) Head(ctx context.Context, key storage.HeadKey) (storage.Head, error) {
+func (b *Backend) Head(ctx context.Context, key storage.HeadKey) (h storage.Head, err error) {
 	const op = "look up head"
-	if err := hostfs.CheckKey(key); err != nil {
-		return storage.Head{}, err
-	}
-	p, unlock, err := b.enter(ctx, key.Volume)
-	if err != nil {
-		return storage.Head{}, b.fail(op, key.String(), err)
-	}
-	defer unlock()
-	h, err := b.head(p, op, key, true)
-	return h, b.fail(op, key.String(), err)
+	err = b.onKey(ctx, op, key, func(p *pool) (err error) {
+		h, err = b.head(p, op, key, true)
+		return err
+	})
+	return h, err
 }
 
 // head reads one; walk allows to measure its size.
@@ -256,79 +276,47 @@ func updateHead(fd int, change func(*hostfs.HeadNote)) error {
 
 // SetNote implements storage.Backend.
 func (b *Backend) SetNote(ctx context.Context, key storage.HeadKey, note []byte) error {
-	const op = "write note"
 	if err := errors.Join(hostfs.CheckKey(key), hostfs.CheckNote(note)); err != nil {
 		return err
 	}
-	p, unlock, err := b.enter(ctx, key.Volume)
-	if err != nil {
-		return b.fail(op, key.String(), err)
-	}
-	defer unlock()
-	fd, err := b.openHead(p, op, key)
-	if err != nil {
-		return b.fail(op, key.String(), err)
-	}
-	defer unix.Close(fd)
-	return b.fail(op, key.String(), updateHead(fd, func(m *hostfs.HeadNote) { m.Note = note }))
+	return b.onHead(ctx, "write note", key, func(_ *pool, fd int) error {
+		return updateHead(fd, func(m *hostfs.HeadNote) { m.Note = note })
+	})
 }
 
 // Resize implements storage.Sizer: the size is remembered and compared with
 // what is measured; nothing enforces it.
 func (b *Backend) Resize(ctx context.Context, key storage.HeadKey, size int64) error {
 	const op = "resize head"
-	if err := hostfs.CheckKey(key); err != nil {
-		return err
+	if size < 0 {
+		return hostfs.CheckSize(op, key, size, 0)
 	}
-	if err := hostfs.CheckSize(op, key, size, 0); size < 0 {
-		return err
-	}
-	p, unlock, err := b.enter(ctx, key.Volume)
-	if err != nil {
-		return b.fail(op, key.String(), err)
-	}
-	defer unlock()
-	fd, err := b.openHead(p, op, key)
-	if err != nil {
-		return b.fail(op, key.String(), err)
-	}
-	defer unix.Close(fd)
+	return b.onHead(ctx, op, key, func(_ *pool, fd int) error { return b.resize(op, key, fd, size) })
+}
+
+func (b *Backend) resize(op string, key storage.HeadKey, fd int, size int64) error {
 	if size > 0 {
 		if err := unix.Syncfs(fd); err != nil { // what was not written out has no blocks yet
-			return b.fail(op, key.String(), err)
+			return err
 		}
 		used, err := hostfs.Measure(b.dirPath(hostfs.HeadPath(key), hostfs.DataDir))
 		if err != nil {
-			return b.fail(op, key.String(), err)
+			return err
 		}
 		if err := hostfs.CheckSize(op, key, size, used); err != nil {
 			return err
 		}
 	}
-	return b.fail(op, key.String(), updateHead(fd, func(m *hostfs.HeadNote) { m.Size = size }))
+	return updateHead(fd, func(m *hostfs.HeadNote) { m.Size = size })
 }
 
 // DestroyHead implements storage.Backend.
 func (b *Backend) DestroyHead(ctx context.Context, key storage.HeadKey) error {
 	const op = "destroy head"
-	if err := hostfs.CheckKey(key); err != nil {
-		return err
-	}
-	p, unlock, err := b.enter(ctx, key.Volume)
-	if err != nil {
-		return b.fail(op, key.String(), err)
-	}
-	defer unlock()
-	if err := b.unmounted(op, key); err != nil {
-		return b.fail(op, key.String(), err)
-	}
-	return b.fail(op, key.String(), p.drop("heads", key.Volume, hostfs.EscapeBranch(key.Branch)))
-}
-
-func (b *Backend) unmounted(op string, key storage.HeadKey) error {
-	mounts, at, err := hostfs.Find(b.cfg.Dir, hostfs.HeadPath(key))
-	if err != nil {
-		return err
-	}
-	return hostfs.Unused(op, key, mounts.Of(at))
+	return b.onKey(ctx, op, key, func(p *pool) error {
+		if err := hostfs.UnusedHead(op, b.cfg.Dir, key); err != nil {
+			return err
+		}
+		return p.drop("heads", key.Volume, hostfs.EscapeBranch(key.Branch))
+	})
 }

@@ -48,10 +48,10 @@ type Config struct {
 type Backend struct {
 	cfg   Config
 	locks hostfs.Locks
+	at    hostfs.Root[pool]
 	busy  hostfs.Claims[stage]
 
 	mu   sync.Mutex
-	open *pool               // guarded by mu; nil until found
 	used map[string]measured // guarded by mu: by path of the head
 }
 
@@ -62,10 +62,9 @@ var (
 )
 
 type pool struct {
-	root     int // descriptor of Config.Dir
-	dev, ino uint64
-	reflink  bool
-	keeps    storage.Fidelity
+	root    int // descriptor of Config.Dir
+	reflink bool
+	keeps   storage.Fidelity
 }
 
 var ownDirs = []string{"heads", "snapshots", "incoming", "tmp"}
@@ -91,7 +90,7 @@ func (b *Backend) Init(context.Context) error {
 }
 
 func (b *Backend) init(op string) error {
-	root, err := openRoot(b.cfg.Dir)
+	root, err := hostfs.OpenRoot(b.cfg.Dir)
 	if err != nil {
 		return err
 	}
@@ -147,65 +146,26 @@ func probe(root int) (storage.Fidelity, bool, error) {
 	return hostfs.Probe(tmp, fmt.Sprintf("probe-%d-%d", os.Getpid(), time.Now().UnixNano()))
 }
 
-func openRoot(dir string) (int, error) {
-	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, fmt.Errorf("%w: open %s: %w", hostfs.ErrNotThere, dir, err)
-	}
-	return fd, nil
-}
+// pool gives the pool if it is at its place now.
+func (b *Backend) pool() (*pool, error) { return b.at.At(b.cfg.Dir, b.inspect) }
 
-// pool gives the pool if it is at its place now. Asking each time keeps an
-// unmounted pool from being taken for an empty one.
-func (b *Backend) pool() (*pool, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	var st unix.Stat_t
-	err := unix.Stat(b.cfg.Dir, &st)
-	if b.open != nil {
-		if err == nil && st.Dev == b.open.dev && st.Ino == b.open.ino {
-			return b.open, nil
-		}
-		unix.Close(b.open.root)
-		b.open = nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", hostfs.ErrNotThere, b.cfg.Dir, err)
-	}
-	root, err := openRoot(b.cfg.Dir)
-	if err != nil {
+func (b *Backend) inspect(root int) (*pool, error) {
+	if err := hostfs.CheckMarker(root, b.cfg.Dir); err != nil {
 		return nil, err
 	}
-	p := &pool{root: root, dev: st.Dev, ino: st.Ino}
-	if err := b.inspect(p); err != nil {
-		unix.Close(root)
-		return nil, err
-	}
-	b.open = p
-	return p, nil
-}
-
-func (b *Backend) inspect(p *pool) error {
-	if err := hostfs.CheckMarker(p.root, b.cfg.Dir); err != nil {
-		return err
-	}
+	p := &pool{root: root}
 	var err error
-	p.keeps, p.reflink, err = probe(p.root)
+	p.keeps, p.reflink, err = probe(root)
 	p.reflink = p.reflink && !b.cfg.NoReflink
 	if errors.Is(err, unix.EROFS) || errors.Is(err, unix.ENOSPC) {
 		err = nil // it can still be looked at, and is judged as keeping nothing
 	}
-	return err
+	return p, err
 }
 
 // Close lets go of the pool.
 func (b *Backend) Close() error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.open != nil {
-		unix.Close(b.open.root)
-		b.open = nil
-	}
+	b.at.Close()
 	return nil
 }
 
@@ -269,15 +229,7 @@ func (b *Backend) fail(op, object string, err error) error {
 
 // enter is the beginning of every method that works on one volume.
 func (b *Backend) enter(ctx context.Context, volume string) (*pool, func(), error) {
-	if err := ctx.Err(); err != nil {
-		return nil, nil, err
-	}
-	p, err := b.pool()
-	if err != nil {
-		return nil, nil, err
-	}
-	unlock, err := b.locks.Lock(ctx, volume)
-	return p, unlock, err
+	return hostfs.Enter(ctx, &b.locks, volume, b.pool)
 }
 
 func (b *Backend) dirPath(rel ...string) string {

@@ -61,7 +61,7 @@ func (b *Backend) snapshotHead(ctx context.Context, op string, key storage.HeadK
 	}
 	path := hostfs.HeadPath(key)
 	if seal {
-		if err := b.unmounted(op, key); err != nil {
+		if err := hostfs.UnusedHead(op, b.cfg.Dir, key); err != nil {
 			return none, err
 		}
 	} else {

@@ -194,3 +194,45 @@ func topAt(target string) (*mountinfo.Info, error) {
 	}
 	return all.top(real), nil
 }
+
+// For pools in which heads lie at HeadPath below the directory pool:
+
+// FindHead looks at the mounts, and how they name a head's data.
+func FindHead(pool string, key storage.HeadKey) (Mounts, Place, error) {
+	return Find(pool, HeadPath(key)+"/"+DataDir)
+}
+
+// MountHead is storage.Backend's Mount of a head that is open as fd.
+func MountHead(op, pool string, key storage.HeadKey, fd int, target string) error {
+	_, at, err := FindHead(pool, key)
+	if err != nil {
+		return err
+	}
+	data, err := OpenDir(fd, DataDir)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(data)
+	return Bind(op, key, at, data, target)
+}
+
+// UnmountHead is storage.Backend's Unmount.
+func UnmountHead(op, pool string, key storage.HeadKey, target string) error {
+	if NoTarget(target) {
+		return nil
+	}
+	_, at, err := FindHead(pool, key)
+	if err != nil {
+		return err
+	}
+	return Unbind(op, key, at, target)
+}
+
+// UnusedHead refuses a head any part of which is mounted.
+func UnusedHead(op, pool string, key storage.HeadKey) error {
+	mounts, at, err := Find(pool, HeadPath(key))
+	if err != nil {
+		return err
+	}
+	return Unused(op, key, mounts.Of(at))
+}
