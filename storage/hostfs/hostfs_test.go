@@ -269,6 +269,59 @@ func TestScan(t *testing.T) {
 	}
 }
 
+// TestRoot takes the directory away and puts another one in its place.
+func TestRoot(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "pool")
+	var r Root[int]
+	t.Cleanup(r.Close)
+	looked := 0
+	look := func(fd int) (*int, error) { looked++; return &looked, CheckMarker(fd, dir) }
+	make := func() {
+		t.Helper()
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		fd, err := OpenRoot(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		if err := WriteMarker(fd); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := r.At(dir, look); !errors.Is(err, ErrNotThere) || looked != 0 {
+		t.Errorf("nothing there: %v", err)
+	}
+	make()
+	for range 3 {
+		if _, err := r.At(dir, look); err != nil || looked != 1 {
+			t.Errorf("looked %d times, %v", looked, err)
+		}
+	}
+	if err := os.Rename(dir, dir+".away"); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.At(dir, look); !errors.Is(err, ErrNotThere) {
+		t.Errorf("an empty directory in its place: %v", err)
+	}
+	if err := os.Remove(dir); err != nil {
+		t.Fatal(err)
+	}
+	make()
+	if _, err := r.At(dir, look); err != nil || looked != 3 {
+		t.Errorf("another pool in its place: looked %d times, %v", looked, err)
+	}
+	ended, end := context.WithCancel(t.Context())
+	end()
+	if _, _, err := Enter(ended, &Locks{}, "v", func() (*int, error) { return r.At(dir, look) }); !errors.Is(err, context.Canceled) {
+		t.Errorf("Enter after the end: %v", err)
+	}
+}
+
 func TestProbe(t *testing.T) {
 	fd, dir := root(t)
 	f, _, err := Probe(fd, "try")

@@ -54,6 +54,19 @@ func (b *Backend) readHead(op string, key storage.HeadKey) (headFile, error) {
 	return f, nil
 }
 
+// onKey does something about a head while its volume is locked.
+func (b *Backend) onKey(ctx context.Context, op string, key storage.HeadKey, f func() error) error {
+	if err := checkKey(key); err != nil {
+		return err
+	}
+	unlock, err := b.enter(ctx, key.Volume)
+	if err == nil {
+		defer unlock()
+		err = f()
+	}
+	return b.fail(op, key.String(), err)
+}
+
 // CreateHead implements storage.Backend.
 func (b *Backend) CreateHead(ctx context.Context, spec storage.HeadSpec) (storage.Head, error) {
 	const op = "make head"
@@ -171,22 +184,16 @@ func refquota(size int64) string {
 }
 
 // Head implements storage.Backend.
-func (b *Backend) Head(ctx context.Context, key storage.HeadKey) (storage.Head, error) {
+func (b *Backend) Head(ctx context.Context, key storage.HeadKey) (h storage.Head, err error) {
 	const op = "look up head"
-	if err := checkKey(key); err != nil {
-		return storage.Head{}, err
-	}
-	unlock, err := b.enter(ctx, key.Volume)
-	if err != nil {
-		return storage.Head{}, b.fail(op, key.String(), err)
-	}
-	defer unlock()
-	f, err := b.readHead(op, key)
-	if err != nil {
-		return storage.Head{}, b.fail(op, key.String(), err)
-	}
-	h, err := b.head(ctx, f)
-	return h, b.fail(op, key.String(), err)
+	err = b.onKey(ctx, op, key, func() error {
+		f, err := b.readHead(op, key)
+		if err == nil {
+			h, err = b.head(ctx, f)
+		}
+		return err
+	})
+	return h, err
 }
 
 // head describes a head.
@@ -320,18 +327,10 @@ func (b *Backend) SetNote(ctx context.Context, key storage.HeadKey, note []byte)
 // Resize implements storage.Sizer.
 func (b *Backend) Resize(ctx context.Context, key storage.HeadKey, size int64) error {
 	const op = "resize head"
-	if err := checkKey(key); err != nil {
-		return err
+	if size < 0 {
+		return hostfs.CheckSize(op, key, size, 0)
 	}
-	if err := hostfs.CheckSize(op, key, size, 0); size < 0 {
-		return err
-	}
-	unlock, err := b.enter(ctx, key.Volume)
-	if err != nil {
-		return b.fail(op, key.String(), err)
-	}
-	defer unlock()
-	return b.fail(op, key.String(), b.resize(ctx, op, key, size))
+	return b.onKey(ctx, op, key, func() error { return b.resize(ctx, op, key, size) })
 }
 
 func (b *Backend) resize(ctx context.Context, op string, key storage.HeadKey, size int64) error {
@@ -382,36 +381,30 @@ func (b *Backend) flush(tree string) error {
 // tree stays while snapshots of it do.
 func (b *Backend) DestroyHead(ctx context.Context, key storage.HeadKey) error {
 	const op = "destroy head"
-	if err := checkKey(key); err != nil {
-		return err
-	}
-	unlock, err := b.enter(ctx, key.Volume)
-	if err != nil {
-		return b.fail(op, key.String(), err)
-	}
-	defer unlock()
-	f, err := b.readHead(op, key)
-	if api.Is(err, api.NotFound) {
+	return b.onKey(ctx, op, key, func() error {
+		f, err := b.readHead(op, key)
+		if api.Is(err, api.NotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		mounts, err := b.mountsOf(f.Tree)
+		if err != nil {
+			return err
+		}
+		if err := hostfs.Unused(op, key, mounts); err != nil {
+			return err
+		}
+		if err := removeFile(b.headPath(key)); err != nil {
+			return err
+		}
+		if err := b.sweep(ctx); err != nil {
+			return err
+		}
+		_ = b.shed(ctx, f.Tree) // space that may come back later
 		return nil
-	}
-	if err != nil {
-		return b.fail(op, key.String(), err)
-	}
-	mounts, err := b.mountsOf(f.Tree)
-	if err != nil {
-		return b.fail(op, key.String(), err)
-	}
-	if err := hostfs.Unused(op, key, mounts); err != nil {
-		return err
-	}
-	if err := removeFile(b.headPath(key)); err != nil {
-		return b.fail(op, key.String(), err)
-	}
-	if err := b.sweep(ctx); err != nil {
-		return b.fail(op, key.String(), err)
-	}
-	_ = b.shed(ctx, f.Tree) // space that may come back later
-	return nil
+	})
 }
 
 // shed gives back what a tree without a head took since its youngest snapshot.

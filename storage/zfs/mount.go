@@ -38,18 +38,13 @@ func (b *Backend) mountsOf(tree string) ([]string, error) {
 }
 
 // Identity implements storage.Backend: every tree is a file system of its own.
-func (b *Backend) Identity(ctx context.Context, key storage.HeadKey) (storage.Identity, error) {
+func (b *Backend) Identity(ctx context.Context, key storage.HeadKey) (id storage.Identity, err error) {
 	const op = "identify head"
-	if err := checkKey(key); err != nil {
-		return storage.Identity{}, err
-	}
-	unlock, err := b.enter(ctx, key.Volume)
-	if err != nil {
-		return storage.Identity{}, b.fail(op, key.String(), err)
-	}
-	defer unlock()
-	id, err := b.identity(ctx, op, key)
-	return id, b.fail(op, key.String(), err)
+	err = b.onKey(ctx, op, key, func() (err error) {
+		id, err = b.identity(ctx, op, key)
+		return err
+	})
+	return id, err
 }
 
 func (b *Backend) identity(ctx context.Context, op string, key storage.HeadKey) (storage.Identity, error) {
@@ -75,15 +70,7 @@ func (b *Backend) identity(ctx context.Context, op string, key storage.HeadKey) 
 // Mount implements storage.Backend: a bind mount of the head's data.
 func (b *Backend) Mount(ctx context.Context, key storage.HeadKey, target string) error {
 	const op = "mount head"
-	if err := checkKey(key); err != nil {
-		return err
-	}
-	unlock, err := b.enter(ctx, key.Volume)
-	if err != nil {
-		return b.fail(op, key.String(), err)
-	}
-	defer unlock()
-	return b.fail(op, key.String(), b.mount(ctx, op, key, target))
+	return b.onKey(ctx, op, key, func() error { return b.mount(ctx, op, key, target) })
 }
 
 func (b *Backend) mount(ctx context.Context, op string, key storage.HeadKey, target string) error {
@@ -109,15 +96,7 @@ func (b *Backend) mount(ctx context.Context, op string, key storage.HeadKey, tar
 // Unmount implements storage.Backend.
 func (b *Backend) Unmount(ctx context.Context, key storage.HeadKey, target string) error {
 	const op = "unmount head"
-	if err := checkKey(key); err != nil {
-		return err
-	}
-	unlock, err := b.enter(ctx, key.Volume)
-	if err != nil {
-		return b.fail(op, key.String(), err)
-	}
-	defer unlock()
-	return b.fail(op, key.String(), b.unmount(ctx, op, key, target))
+	return b.onKey(ctx, op, key, func() error { return b.unmount(ctx, op, key, target) })
 }
 
 func (b *Backend) unmount(ctx context.Context, op string, key storage.HeadKey, target string) error {
