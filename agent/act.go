@@ -110,7 +110,7 @@ func (h *head) setSize(ctx context.Context, v api.Volume, a plan.SetSize) error 
 	if err != nil {
 		return err
 	}
-	sizer, ok := b.(storage.Sizer)
+	sizer, ok := storage.As[storage.Sizer](b)
 	if !ok {
 		return nil
 	}

@@ -227,7 +227,7 @@ func (m *mover) seal(ctx context.Context, rec api.Head, j journal) error {
 	if err != nil {
 		return err
 	}
-	sealer, ok := b.(storage.Sealer)
+	sealer, ok := storage.As[storage.Sealer](b)
 	if !ok {
 		return m.snapshot(ctx, rec, plan.TakeSnapshot{Final: true}, j)
 	}
@@ -471,7 +471,7 @@ func (m *mover) unfence(ctx context.Context, o plan.Observed) error {
 	m.h.mounting.Lock()
 	defer m.h.mounting.Unlock()
 	if j.Sealed != "" && j.Epoch == rec.Epoch {
-		if sealer, ok := b.(storage.Sealer); ok {
+		if sealer, ok := storage.As[storage.Sealer](b); ok {
 			if _, err := sealer.Unseal(ctx, m.h.key.volume, j.Sealed, m.h.storageKey()); err != nil && !api.Is(err, api.NotFound) {
 				return err
 			}

@@ -97,7 +97,7 @@ func (h *head) observePool(ctx context.Context, p *pool, v api.Volume, j journal
 		o.Snapshots = append(o.Snapshots, plan.Snapshot{Pool: p.name, ID: s.ID, Order: s.Order})
 		sealed = sealed || (j.Sealed != "" && s.ID == j.Sealed && p.name == j.Pool)
 	}
-	_, sizes := p.backend.(storage.Sizer)
+	_, sizes := storage.As[storage.Sizer](p.backend)
 	hd, err := p.backend.Head(ctx, h.storageKey())
 	switch {
 	case err == nil:

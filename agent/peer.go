@@ -56,7 +56,7 @@ func (a *Agent) Prepare(ctx context.Context, p peer.Preparation) error {
 	if err != nil {
 		return err
 	}
-	info := pool.look(ctx)
+	info := a.makeRoom(ctx, pool, p.Bytes)
 	switch {
 	case info.State == api.PoolGone:
 		return &api.Error{Kind: api.Unsupported, Op: op, Object: object, Reason: fmt.Sprintf("pool %s on %s is not there: %s", p.Pool, a.cfg.Node, info.Reason), Next: "mend the pool, or choose another with --pool"}
@@ -165,7 +165,7 @@ func (a *Agent) Status(ctx context.Context, volume, branch string) (api.HeadStat
 	if err != nil {
 		return s, err
 	}
-	s.Sizes = describe("", "", p.seen()).Sizes
+	s.Sizes = sizes(p.seen())
 	if hd, err := p.backend.Head(ctx, h.storageKey()); err == nil {
 		s.Here, s.Used, s.Size, s.Nested = true, hd.Used, hd.Size, hd.Nested
 	} else if !api.Is(err, api.NotFound) {

@@ -16,7 +16,12 @@ type pool struct {
 	backend storage.Backend
 
 	mu   sync.Mutex
-	info storage.Info // guarded by mu
+	info storage.Info    // guarded by mu
+	more *storage.Growth // guarded by mu; what it could grow to, nil where it does not grow
+	warn string          // guarded by mu; why it could not grow, since that was said
+
+	growing sync.Mutex // one growth after the other
+	again   time.Time  // guarded by growing; not before this, because it failed
 }
 
 // AddPool opens a pool, made if need be, and keeps it for later starts.
@@ -41,12 +46,12 @@ func (a *Agent) AddPool(ctx context.Context, c api.AddPool) (api.Pool, error) {
 
 func (a *Agent) usePool(ctx context.Context, name string, b storage.Backend) api.Pool {
 	p := &pool{name: name, backend: b}
-	info := p.look(ctx)
+	p.look(ctx)
 	a.mu.Lock()
 	a.pools[name] = p
 	a.mu.Unlock()
 	a.poolsChanged()
-	return describe(a.cfg.Node, name, info)
+	return a.describe(p)
 }
 
 // openPools opens the pools of earlier starts. One that cannot be opened is
@@ -129,9 +134,10 @@ func (p *pool) look(ctx context.Context) storage.Info {
 	if err != nil {
 		info.State, info.Reason = api.PoolGone, err.Error()
 	}
+	_, more := p.growth(ctx)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.info = info
+	p.info, p.more = info, more
 	return info
 }
 
@@ -173,37 +179,63 @@ func (a *Agent) poolList() []*pool {
 func (a *Agent) Pools() []api.Pool {
 	var out []api.Pool
 	for _, p := range a.poolList() {
-		out = append(out, describe(a.cfg.Node, p.name, p.seen()))
+		out = append(out, a.describe(p))
 	}
 	return out
 }
 
-func describe(node, name string, i storage.Info) api.Pool {
+// describe is a pool as it was last seen.
+func (a *Agent) describe(p *pool) api.Pool {
+	p.mu.Lock()
+	i, more, warn := p.info, p.more, p.warn
+	p.mu.Unlock()
 	out := api.Pool{
-		Name: name, Node: node, Kind: i.Kind, Source: i.Source, State: i.State, Reason: i.Reason,
-		Capacity: i.Capacity, Used: i.Used, Free: i.Free, Sizes: "soft", Snapshot: "paused", Cannot: i.Fidelity.Cannot(),
-	}
-	if i.HardSizes {
-		out.Sizes = "hard"
+		Name: p.name, Node: a.cfg.Node, Kind: i.Kind, Source: i.Source, State: i.State, Reason: i.Reason,
+		Capacity: i.Capacity, Used: i.Used, Free: i.Free, Sizes: sizes(i), Snapshot: "paused", Cannot: i.Fidelity.Cannot(),
 	}
 	if i.Atomic {
 		out.Snapshot = "atomic"
 	}
+	if more != nil {
+		out.Grows, out.Room, out.Held = true, more.Most-more.Size, held(more)
+		if out.Held == "" && more.Want > more.Size {
+			out.Held = warn
+		}
+	}
 	return out
 }
 
-// poolEvery is how often pools are looked at; a change shows at the latest then.
-const poolEvery = 10 * time.Second
+// sizes says how a pool keeps the sizes of its volumes.
+func sizes(i storage.Info) string {
+	if i.HardSizes {
+		return "hard"
+	}
+	return "soft"
+}
 
-// watchPools says in events what becomes of the pools.
+const (
+	// poolEvery is how often pools are looked at; a change shows at the latest then.
+	poolEvery = 10 * time.Second
+	// tendEvery is how often those that grow are looked at: a fast writer may
+	// fill the part that is left before it was noticed that it should grow.
+	tendEvery = 2 * time.Second
+)
+
+// watchPools says in events what becomes of the pools, and lets them grow.
 func (a *Agent) watchPools(ctx context.Context) error {
-	ticker := time.NewTicker(poolEvery)
-	defer ticker.Stop()
+	look, tend := time.NewTicker(poolEvery), time.NewTicker(tendEvery)
+	defer look.Stop()
+	defer tend.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-ticker.C:
+		case <-tend.C:
+			for _, p := range a.poolList() {
+				a.tend(ctx, p)
+			}
+			continue
+		case <-look.C:
 		}
 		for _, p := range a.poolList() {
 			before := p.seen()

@@ -119,7 +119,7 @@ func (h *head) preview(ctx context.Context, v api.Volume, rec api.Head, wish api
 		}
 		out.Users = append(out.Users, x.Container)
 	}
-	if n, ok := p.backend.(storage.NativeStreams); ok {
+	if n, ok := storage.As[storage.NativeStreams](p.backend); ok {
 		out.Format = n.Format()
 	}
 	bases, err := h.a.index.bases(h.id())

@@ -59,7 +59,7 @@ func (a *Agent) NewVolume(ctx context.Context, c api.CreateVolume) (api.Volume, 
 	if err != nil {
 		return api.Volume{}, err
 	}
-	if info := p.look(ctx); info.State != api.PoolReady {
+	if info := a.makeRoom(ctx, p, 0); info.State != api.PoolReady {
 		kind := map[api.PoolState]api.Kind{api.PoolFull: api.Exhausted, api.PoolReadOnly: api.ReadOnly}[info.State]
 		if kind == "" {
 			kind = api.Unavailable

@@ -69,6 +69,10 @@ type Pool struct {
 	Sizes    string   `json:"sizes"`
 	Snapshot string   `json:"snapshot" doc:"\"atomic\": any time; \"paused\": users are paused while it is made"`
 	Cannot   []string `json:"cannot,omitempty" doc:"what files can have that this pool does not keep"`
+	// A pool on a file grows by itself with its host's space.
+	Grows bool   `json:"grows,omitempty" doc:"the pool grows by itself when it fills up"`
+	Room  int64  `json:"room,omitempty" doc:"bytes it can still grow by"`
+	Held  string `json:"held,omitempty" doc:"why it does not grow although it should"`
 }
 
 // PoolState is a pool's fitness.

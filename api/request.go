@@ -83,6 +83,12 @@ type AddPool struct {
 	Size   int64  `json:"size,omitempty" doc:"bytes of the file that is made for a pool without a source; 0 chooses"`
 }
 
+// GrowPool is a user's wish that a pool on a file becomes larger.
+type GrowPool struct {
+	Node string `json:"node,omitempty" doc:"empty is the node that is asked"`
+	Size int64  `json:"size" doc:"bytes of the pool's file then"`
+}
+
 // Check is one thing that was checked.
 type Check struct {
 	Name   string `json:"name"`

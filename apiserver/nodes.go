@@ -35,6 +35,7 @@ func (s *Server) nodeRoutes() {
 	add(s, route{"remove-user", http.MethodDelete, "/v1/users/{name}", "Revoke a user's certificate", auth.Manage, true, false}, s.removeUser)
 	add(s, route{"list-pools", http.MethodGet, "/v1/pools", "List the pools of all nodes", auth.Look, false, false}, s.listPools)
 	add(s, route{"add-pool", http.MethodPost, "/v1/pools", "Give a node a pool", auth.Manage, false, false}, s.addPool)
+	add(s, route{"grow-pool", http.MethodPost, "/v1/pools/{name}/grow", "Make a pool on a file larger", auth.Manage, false, false}, s.growPool)
 	add(s, route{"remove-pool", http.MethodDelete, "/v1/pools/{name}", "Let go of a pool; its data stays", auth.Manage, false, false}, s.removePool)
 }
 
@@ -204,6 +205,20 @@ func (s *Server) addPool(ctx context.Context, in *addPoolIn) (api.Pool, error) {
 		return p, err
 	}
 	return s.cfg.Agent.AddPool(ctx, in.Body)
+}
+
+type growPoolIn struct {
+	NodeName
+	Body api.GrowPool
+}
+
+func (s *Server) growPool(ctx context.Context, in *growPoolIn) (api.Pool, error) {
+	if node := in.Body.Node; node != "" && node != s.cfg.Node {
+		var p api.Pool
+		err := s.call(ctx, node, http.MethodPost, "/v1/pools/"+escape(in.Name)+"/grow", in.Body, &p)
+		return p, err
+	}
+	return s.cfg.Agent.GrowPool(ctx, in.Name, in.Body.Size)
 }
 
 func (s *Server) removePool(ctx context.Context, in *struct {

@@ -25,6 +25,7 @@ type Agent interface {
 	Pools() []api.Pool
 	AddPool(ctx context.Context, p api.AddPool) (api.Pool, error)
 	RemovePool(ctx context.Context, name string) error
+	GrowPool(ctx context.Context, name string, size int64) (api.Pool, error)
 }
 
 // Ledger is where volumes' records are read and changed; on a node without

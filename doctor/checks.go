@@ -302,15 +302,22 @@ func pools(f Facts) []api.Check {
 		if p.Reason != "" {
 			name += " (" + p.Reason + ")"
 		}
+		if p.Held != "" && p.State != api.PoolFull {
+			out = append(out, warn("pool "+name+" should grow and cannot: "+p.Held, growMend))
+		}
 		switch p.State {
 		case api.PoolGone:
 			out = append(out, bad("pool "+name+" is gone", "attach its disk or mount its file system again; its volumes wait, nothing is made in their place"))
 		case api.PoolReadOnly:
 			out = append(out, bad("pool "+name+" is read-only", "dmesg shows why the kernel stopped writes; move what is needed away before repairing"))
 		case api.PoolFull:
-			out = append(out, bad("pool "+name+" is full", "remove volumes or snapshots, move volumes away, or free space below the pool"))
+			mend := "remove volumes or snapshots, move volumes away, or free space below the pool"
+			if p.Held != "" {
+				name, mend = name+" and cannot grow ("+p.Held+")", growMend
+			}
+			out = append(out, bad("pool "+name+" is full", mend))
 		case api.PoolReady:
-			if p.Capacity > 0 && p.Free < p.Capacity/10 {
+			if p.Capacity > 0 && p.Free < p.Capacity/10 && p.Room == 0 && p.Held == "" {
 				out = append(out, warn(fmt.Sprintf("pool %s has %s free", name, humanize.IBytes(uint64(max(p.Free, 0)))), "move volumes away, or give the node another pool"))
 			}
 		}
@@ -320,6 +327,9 @@ func pools(f Facts) []api.Check {
 	}
 	return orOK(out, "%d pools are ready", len(f.Pools))
 }
+
+// growMend is what helps a pool that has to grow and cannot.
+const growMend = "free space on its host, or allow it part of what the host keeps: drover pool grow NAME SIZE; or remove or move volumes"
 
 func twins(f Facts) []api.Check {
 	if f.DockerErr != nil || f.Node == "" {

@@ -143,6 +143,8 @@ func TestWhatIsWrongIsSaid(t *testing.T) {
 		{"a pool is read-only", func(f *fake) { f.pools[0].State = api.PoolReadOnly }, "pools", Error, "read-only"},
 		{"a pool is full", func(f *fake) { f.pools[0].State, f.pools[0].Reason = api.PoolFull, "at its watermark" }, "pools", Error, "(at its watermark) is full"},
 		{"a pool has little left", func(f *fake) { f.pools[0].Free = 5 }, "pools", Warning, "5 B free"},
+		{"a pool cannot grow", func(f *fake) { f.pools[0].Grows, f.pools[0].Held = true, "the host keeps 9 MiB free" }, "pools", Warning, "should grow and cannot: the host keeps 9 MiB free"},
+		{"a full pool cannot grow", func(f *fake) { f.pools[0].State, f.pools[0].Held = api.PoolFull, "the host keeps 9 MiB free" }, "pools", Error, "cannot grow (the host keeps 9 MiB free) is full"},
 		{"no pool here", func(f *fake) { f.pools = f.pools[1:] }, "pools", Warning, "no pool"},
 		{"an empty twin", func(f *fake) { f.local = []Local{{Name: "pg", Dir: "/d/pg"}} }, "docker twins", Warning, "empty and unused"},
 		{"a twin in use", func(f *fake) { f.local = []Local{{Name: "pg", Dir: "/d/pg", UsedBy: []string{"/db"}}} }, "docker twins", Error, "/db uses it"},

@@ -32,7 +32,7 @@ func Down(_ context.Context, name string) error {
 	defer unlock()
 	rec, err := load(name)
 	if api.Is(err, api.NotFound) {
-		return os.RemoveAll(filepath.Join(runRoot, name+".lock"))
+		return nil
 	}
 	if err != nil {
 		return err
@@ -75,12 +75,7 @@ func (l *Lab) down() error {
 			_ = os.Remove(parent) // when this was the last lab
 		}
 	}
-	if err := os.RemoveAll(rec.runDir()); err != nil {
-		return err
-	}
-	_ = os.Remove(filepath.Join(runRoot, rec.Name+".lock"))
-	_ = os.Remove(runRoot)
-	return nil
+	return os.RemoveAll(rec.runDir()) // unlock removes the lock's file
 }
 
 // powerOff ends a host and what the kernel would forget with a real one's

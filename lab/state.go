@@ -111,7 +111,9 @@ func List() ([]string, error) {
 }
 
 // lock keeps two processes from changing one lab at a time. The kernel lets
-// go of it when its holder dies.
+// go of it when its holder dies. unlock removes the file of a lab that is not
+// there, whoever asked for it, while the lock is held: who waited for the lock
+// finds then that it is on a removed file, and asks again.
 func lock(name string) (unlock func(), err error) {
 	if !labName.MatchString(name) {
 		return nil, &api.Error{Kind: api.Invalid, Op: "open lab", Object: fmt.Sprintf("%q", name), Reason: "not a valid name", Next: "use at most 32 lower case letters, digits and '-'"}
@@ -119,30 +121,44 @@ func lock(name string) (unlock func(), err error) {
 	if os.Geteuid() != 0 {
 		return nil, &api.Error{Kind: api.Denied, Op: "open lab", Object: name, Reason: "namespaces and mounts need root", Next: "run it as root, for instance with sudo"}
 	}
-	if err := os.MkdirAll(runRoot, 0o700); err != nil {
+	fail := func(err error) (func(), error) {
 		return nil, &api.Error{Kind: api.Internal, Op: "lock lab", Object: name, Err: err}
 	}
-	path := filepath.Join(runRoot, name+".lock")
+	path := lockPath(name)
 	for {
+		if err := os.MkdirAll(runRoot, 0o700); err != nil {
+			return fail(err)
+		}
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // the last lab went just now, and took runRoot with it
+		}
 		if err != nil {
-			return nil, &api.Error{Kind: api.Internal, Op: "lock lab", Object: name, Err: err}
+			return fail(err)
 		}
 		for err = unix.EINTR; err == unix.EINTR; {
 			err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
 		}
 		if err != nil {
 			_ = f.Close()
-			return nil, &api.Error{Kind: api.Internal, Op: "lock lab", Object: name, Err: err}
+			return fail(err)
 		}
-		// Down removes the lock file; a lock on a removed file locks nobody out.
+		// A lock on a removed file locks nobody out.
 		var mine, there unix.Stat_t
-		if unix.Fstat(int(f.Fd()), &mine) == nil && unix.Stat(path, &there) == nil && mine.Ino == there.Ino {
-			return func() { _ = f.Close() }, nil
+		if unix.Fstat(int(f.Fd()), &mine) == nil && unix.Stat(path, &there) == nil && mine.Ino == there.Ino && mine.Dev == there.Dev {
+			return func() {
+				if _, err := os.Stat(statePath(name)); errors.Is(err, os.ErrNotExist) {
+					_ = os.Remove(path)
+					_ = os.Remove(runRoot) // when this was the last
+				}
+				_ = f.Close()
+			}, nil
 		}
 		_ = f.Close()
 	}
 }
+
+func lockPath(name string) string { return filepath.Join(runRoot, name+".lock") }
 
 // process names a process safely against the reuse of its pid.
 type process struct {

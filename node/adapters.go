@@ -163,7 +163,10 @@ func (v volumes) Unmount(ctx context.Context, name, id string) error {
 func (v volumes) Remove(ctx context.Context, name string) error { return v.a.Remove(ctx, name) }
 
 // opener opens pools by their kind.
-type opener struct{ dataDir string }
+type opener struct {
+	dataDir string
+	growth  loopfile.Policy // of pools on files
+}
 
 func (o opener) open(ctx context.Context, p api.AddPool, create bool) (storage.Backend, error) {
 	var b interface {
@@ -173,7 +176,7 @@ func (o opener) open(ctx context.Context, p api.AddPool, create bool) (storage.B
 	var err error
 	switch {
 	case p.Kind == "btrfs" && p.Source == "":
-		b, err = o.file(ctx, p)
+		b, err = o.file(ctx, p, create)
 	case p.Kind == "btrfs":
 		b, err = btrfs.New(btrfs.Config{Dir: p.Source})
 	case p.Kind == "dir":
@@ -198,25 +201,39 @@ func (o opener) open(ctx context.Context, p api.AddPool, create bool) (storage.B
 	return b, nil
 }
 
-// file is a btrfs on a file of the data directory.
-func (o opener) file(ctx context.Context, p api.AddPool) (*btrfs.Backend, error) {
+// file is a btrfs on a file of the data directory. It is made only when that
+// is wished: a file that is out of sight is not one that never was.
+func (o opener) file(ctx context.Context, p api.AddPool, create bool) (*btrfs.Growing, error) {
 	pools := filepath.Join(o.dataDir, "pools")
 	if err := os.MkdirAll(pools, 0o700); err != nil {
 		return nil, err
 	}
-	cfg := loopfile.Config{File: filepath.Join(pools, p.Name+".img"), Dir: filepath.Join(pools, p.Name), Size: p.Size}
-	if cfg.Size == 0 {
+	file := &loopfile.File{Config: loopfile.Config{File: filepath.Join(pools, p.Name+".img"), Dir: filepath.Join(pools, p.Name), Size: p.Size}, Policy: o.growth}
+	cfg := &file.Config
+	st, err := os.Stat(cfg.File)
+	switch {
+	case err == nil:
+		cfg.Size = max(st.Size(), loopfile.MinSize) // what it was made with does not matter any more
+	case !os.IsNotExist(err):
+		return nil, err
+	case !create:
+		return nil, &api.Error{Kind: api.Unavailable, Op: "open pool", Object: p.Name, Reason: "its file " + cfg.File + " is not there", Next: "bring the file back (is its file system mounted?); to begin with an empty pool, remove the pool and add it again"}
+	case cfg.Size == 0:
 		var fs unix.Statfs_t
 		if err := unix.Statfs(pools, &fs); err != nil {
 			return nil, err
 		}
-		cfg.Size = loopfile.Policy{}.Initial(int64(fs.Blocks)*fs.Bsize, int64(fs.Bavail)*fs.Bsize)
+		cfg.Size = o.growth.Initial(int64(fs.Blocks)*fs.Bsize, int64(fs.Bavail)*fs.Bsize)
 		if cfg.Size == 0 {
 			return nil, &api.Error{Kind: api.Exhausted, Op: "make pool", Object: p.Name, Reason: pools + " has too little room for a pool", Next: "free space, or add a pool elsewhere with drover pool add"}
 		}
 	}
-	if err := loopfile.Ensure(ctx, cfg); err != nil {
+	if err := loopfile.Ensure(ctx, *cfg); err != nil {
 		return nil, err
 	}
-	return btrfs.New(btrfs.Config{Dir: cfg.Dir, Source: cfg.File})
+	b, err := btrfs.New(btrfs.Config{Dir: cfg.Dir, Source: cfg.File})
+	if err != nil {
+		return nil, err
+	}
+	return b.On(file), nil
 }

@@ -186,7 +186,7 @@ func (u *unit) build() error {
 		Node: u.node.Name, Cluster: u.node.Cluster, DataDir: u.cfg.DataDir, VolatileDir: u.cfg.RunDir,
 	}, agent.Deps{
 		Store: u.store, Ledger: books, Peers: peers{u.network}, Engine: engine, Users: finder{},
-		Open: opener{u.cfg.DataDir}.open, Portable: tree.Streams{}, Events: u.events, Log: u.cfg.Log, Now: time.Now, NewID: NewID,
+		Open: opener{dataDir: u.cfg.DataDir}.open, Portable: tree.Streams{}, Events: u.events, Log: u.cfg.Log, Now: time.Now, NewID: NewID,
 	})
 	if err != nil {
 		return err

@@ -99,8 +99,9 @@ func (u *unit) alive(ctx context.Context, lease int64, lost <-chan struct{}) err
 
 // coarse rounds what changes all the time, so that it is not written all the time.
 func coarse(pools []api.Pool) []api.Pool {
-	const grain = 64 << 20
+	const grain, coarser = 64 << 20, 1 << 30
 	for i := range pools {
+		pools[i].Room = pools[i].Room / coarser * coarser // follows whatever the host writes
 		pools[i].Used = pools[i].Used / grain * grain
 		pools[i].Free = pools[i].Free / grain * grain
 	}

@@ -35,8 +35,8 @@
 //     or open, Invalid for arguments. Everything else is Internal.
 //   - Cancelling a context leaves the pool as a crash would.
 //
-// Everything beyond Backend is optional, found by type assertion: NativeStreams,
-// Estimator, Differ, Sizer, Sealer. Portable streams work on every backend by way
+// Everything beyond Backend is optional, found by As: NativeStreams, Estimator,
+// Differ, Sizer, Sealer, Grower. Portable streams work on every backend by way
 // of directories (package tree), so none needs a capability for them.
 package storage
 
@@ -338,6 +338,31 @@ type Sealer interface {
 	Seal(ctx context.Context, key HeadKey, id string, note []byte) (Snapshot, error)
 	// Unseal makes the snapshot the head again, with its former note.
 	Unseal(ctx context.Context, volume, id string, key HeadKey) (Head, error)
+}
+
+// Grower is the capability to make the pool itself larger while it is in use,
+// with space of what it lies on.
+type Grower interface {
+	// Growth looks how large the pool is, and how large it should and could be.
+	Growth(ctx context.Context) (Growth, error)
+	// Grow makes the pool size bytes large. The space is reserved before the
+	// pool counts with it: Exhausted, with nothing changed, when it is not
+	// there. The present size is success, and finishes what was interrupted;
+	// a smaller one is Invalid.
+	Grow(ctx context.Context, size int64) error
+}
+
+// Growth is where a pool stands and could go, in bytes.
+type Growth struct {
+	Size int64 // now
+	// Want is the size it should have now: Size when that is enough.
+	Want int64
+	// Most is the largest size that leaves the host what it keeps for itself,
+	// Size at least. Growing to min(Want, Most) is right at any time.
+	Most int64
+	// Limit says in words what Most comes from. It names no figure that
+	// changes by itself.
+	Limit string
 }
 
 // Fidelity is what a store keeps of a directory tree. The zero value keeps

@@ -222,7 +222,7 @@ func readDone(r io.Reader) (Done, error) {
 // open makes the stream that the target asked for.
 func (s *Source) open(ctx context.Context, offer Offer, a Answer) (io.ReadCloser, error) {
 	if a.Route.Format != repo.Portable {
-		native, ok := s.Backend.(storage.NativeStreams)
+		native, ok := storage.As[storage.NativeStreams](s.Backend)
 		if !ok {
 			return nil, damaged("the target asks for a stream that was not offered")
 		}
@@ -479,7 +479,7 @@ func Holds(ctx context.Context, b storage.Backend, volume string) (repo.Side, er
 	for _, s := range snapshots {
 		side.Copies = append(side.Copies, repo.Copy{ID: s.ID, Lineage: s.Lineage, Order: s.Order})
 	}
-	if n, ok := b.(storage.NativeStreams); ok {
+	if n, ok := storage.As[storage.NativeStreams](b); ok {
 		side.Formats = n.Formats()
 	}
 	return side, nil

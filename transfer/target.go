@@ -247,7 +247,7 @@ func fits(offer Offer, info storage.Info, route repo.Route) error {
 func (t *Target) openReceive(ctx context.Context, backend storage.Backend, info storage.Info, offer Offer, route repo.Route) (storage.Receive, error) {
 	spec := storage.ReceiveSpec{Volume: offer.Volume, ID: offer.Snapshot, Base: route.Base, Size: offer.Size, Note: offer.Note, Stream: offer.Stream}
 	if route.Format != repo.Portable {
-		native, ok := backend.(storage.NativeStreams)
+		native, ok := storage.As[storage.NativeStreams](backend)
 		if !ok {
 			return nil, damaged("a native stream was chosen for a pool that has none")
 		}

@@ -117,6 +117,7 @@ func completions(root *cobra.Command, t *talk) {
 		"node token rm":  completeArgs(t, false, tokenIDs()),
 		"pool add":       nothing,
 		"pool rm":        completeArgs(t, false, pools),
+		"pool grow":      completeArgs(t, false, pools),
 		"user add":       nothing,
 		"user rm":        completeArgs(t, false, userNames()),
 	} {
@@ -133,6 +134,7 @@ func completions(root *cobra.Command, t *talk) {
 		{"node drain", "to", nodes},
 		{"pool add", "node", nodes},
 		{"pool rm", "node", nodes},
+		{"pool grow", "node", nodes},
 		{"pool add", "kind", fixed("btrfs", "zfs", "dir")},
 		{"user add", "role", fixed("viewer", "operator", "admin")},
 		{"events", "node", nodes},

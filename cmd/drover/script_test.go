@@ -74,7 +74,8 @@ func canned() http.Handler {
 		ID: "0123456789abcdef0123456789abcdef", Name: "pg", Branch: "main", Created: at, Size: 10 << 30, Labels: map[string]string{"app": "shop"},
 		Heads: map[string]api.Head{"main": {Node: "n1", Pool: "default", Epoch: 3, Ready: true}},
 	}
-	pools := []api.Pool{{Name: "default", Node: "n1", Kind: "btrfs", State: api.PoolReady, Capacity: 100 << 30, Used: 40 << 30, Free: 60 << 30, Sizes: "hard", Snapshot: "atomic", Source: "/data"}}
+	pools := []api.Pool{{Name: "default", Node: "n1", Kind: "btrfs", State: api.PoolReady, Capacity: 100 << 30, Used: 40 << 30, Free: 60 << 30, Sizes: "hard", Snapshot: "atomic", Source: "/data", Grows: true, Room: 200 << 30}}
+	held := api.Pool{Name: "held", Node: "n2", Kind: "btrfs", State: api.PoolReady, Grows: true, Held: "the host keeps 20480 MiB free", Sizes: "soft", Snapshot: "atomic"}
 	nodes := []api.Node{
 		{Name: "n1", Address: "10.0.0.1:7433", Member: api.MemberVoter, Status: api.NodeStatus{Online: true, Software: "v1", Pools: pools}},
 		{Name: "n2", Address: "10.0.0.2:7433", Member: api.MemberNone, Status: api.NodeStatus{Seen: at, Software: "v1"}},
@@ -89,7 +90,8 @@ func canned() http.Handler {
 	give("POST /v1/volumes/pg/resize", pg)
 	give("POST /v1/volumes/pg/labels", pg)
 	give("POST /v1/volumes/pg/move", api.MovePlan{From: "n1", To: "n2", Pool: "default", Format: "btrfs-1", Bytes: 3 << 30, Users: []string{"db"}, Actions: []string{"check the target", "take a snapshot"}})
-	give("GET /v1/pools", pools)
+	give("GET /v1/pools", append(pools, held))
+	give("POST /v1/pools/default/grow", pools[0])
 	give("GET /v1/nodes", nodes)
 	give("GET /v1/status", api.ClusterStatus{Cluster: api.Cluster{Name: "test", ID: "fedcba9876543210"}, Node: "n1", Version: "v1", State: "healthy", Nodes: nodes, Volumes: 1})
 	give("GET /v1/events", []api.Event{{ID: "1-1", Time: at, Node: "n1", Level: "info", Type: "volume.created", Message: "volume pg is ready on n1", Trace: "t"}})

@@ -72,7 +72,7 @@ func poolCommand(t *talk) *cobra.Command {
 		},
 	}
 	rm.Flags().StringVar(&node, "node", "", "node (default: this one)")
-	c.AddCommand(add, rm, &cobra.Command{
+	c.AddCommand(add, rm, poolGrow(t), &cobra.Command{
 		Use: "ls", Aliases: []string{"list"}, Short: "List the pools of all nodes", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			list := []api.Pool{}
@@ -85,14 +85,41 @@ func poolCommand(t *talk) *cobra.Command {
 	return c
 }
 
+func poolGrow(t *talk) *cobra.Command {
+	var in api.GrowPool
+	c := &cobra.Command{
+		Use: "grow NAME SIZE", Short: "Make a pool on a file larger", Args: cobra.ExactArgs(2),
+		Long: "Make a pool on a file larger, while it is in use. SIZE is what the file has then. Such a pool grows by itself when it is 70 % full, as long as its host keeps enough free; this command also takes what the host would keep. The space is reserved at once. A pool does not shrink.",
+		RunE: func(c *cobra.Command, args []string) (err error) {
+			if in.Size, err = parseSize(args[1]); err != nil {
+				return err
+			}
+			var p api.Pool
+			if err := t.do(c.Context(), http.MethodPost, "/v1/pools/"+url.PathEscape(args[0])+"/grow", in, &p); err != nil {
+				return err
+			}
+			return t.print(c.OutOrStdout(), p, func(w *tabwriter.Writer) { poolRows(w, []api.Pool{p}) })
+		},
+	}
+	c.Flags().StringVar(&in.Node, "node", "", "node (default: this one)")
+	return c
+}
+
 func poolRows(w *tabwriter.Writer, list []api.Pool) {
-	row(w, "NODE", "NAME", "KIND", "STATE", "USED", "FREE", "SIZES", "SNAPSHOTS", "SOURCE")
+	row(w, "NODE", "NAME", "KIND", "STATE", "USED", "FREE", "GROWS BY", "SIZES", "SNAPSHOTS", "SOURCE")
 	for _, p := range list {
 		state := string(p.State)
 		if p.Reason != "" {
 			state += ": " + p.Reason
 		}
-		row(w, p.Node, p.Name, p.Kind, state, sizeText(p.Used), sizeText(p.Free), p.Sizes, p.Snapshot, p.Source)
+		if p.Held != "" {
+			state += "; cannot grow: " + p.Held
+		}
+		grows := "-"
+		if p.Grows {
+			grows = sizeText(p.Room)
+		}
+		row(w, p.Node, p.Name, p.Kind, state, sizeText(p.Used), sizeText(p.Free), grows, p.Sizes, p.Snapshot, p.Source)
 	}
 }
 

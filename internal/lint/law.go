@@ -54,6 +54,10 @@ var rules = []rule{
 		why: "a backend keeps bytes; it knows neither cluster nor containers",
 	},
 	{
+		of: []string{"storage/hostfs"}, only: []string{"api", "storage"},
+		why: "what backends share knows none of them",
+	},
+	{
 		of: []string{"storage/btrfs..."}, not: []string{"drover/storage/zfs...", "drover/storage/dir..."},
 		why: "backends do not know each other: what they share is the contract and the portable stream",
 	},
@@ -128,6 +132,7 @@ var doors = []door{
 	{"storage/btrfs", []string{"node", "cmd...", "lab", "internal/..."}, "only who wires a host chooses its backends"},
 	{"storage/zfs", []string{"node", "cmd...", "lab", "internal/..."}, "only who wires a host chooses its backends"},
 	{"storage/dir", []string{"node", "cmd...", "lab", "internal/..."}, "only who wires a host chooses its backends"},
+	{"storage/hostfs", []string{"storage/..."}, "it is what backends are made of; others ask storage.Backend"},
 	{"storage/memory", []string{"internal/..."}, "it keeps nothing: for tests and simulations"},
 	{"storage/faulty", []string{"internal/..."}, "it breaks things on purpose: for tests and simulations"},
 	{"storage/storagetest", nil, "a suite for tests"},
@@ -150,7 +155,7 @@ var confined = []door{
 	{"github.com/danielgtaylor/huma...", []string{"apiserver"}, "routes and their description are made in one place"},
 	{"github.com/prometheus/...", []string{"metrics", "internal/..."}, "measures are named in one place"},
 	{"github.com/vishvananda/...", []string{"lab", "network/...", "internal/..."}, "links and namespaces"},
-	{"github.com/dustin/go-humanize", []string{"cmd...", "storage/...", "doctor", "internal/..."}, "sizes are put into words where people read them"},
+	{"github.com/dustin/go-humanize", []string{"cmd...", "agent", "storage/...", "doctor", "internal/..."}, "sizes are put into words where people read them"},
 	{"pgregory.net/rapid", []string{"storage/storagetest", "state/statetest", "tree/treetest", "remote/remotetest", "internal/..."}, "for tests"},
 	{"os/exec", []string{
 		"cmd...", "lab", "internal/...", "storage/...", "demo", "doctor",

@@ -84,6 +84,9 @@ func TestImportLaw(t *testing.T) {
 		{"apiserver/x.go", Module + "/agent", "only node, internal/... may"},
 		{"storage/zfs/x.go", Module + "/storage/btrfs/sendstream", "backends do not know each other"},
 		{"storage/btrfs/x.go", Module + "/storage/btrfs/sendstream", ""},
+		{"storage/hostfs/x.go", Module + "/storage/dir", "knows none of them"},
+		{"storage/zfs/x.go", Module + "/storage/hostfs", ""},
+		{"agent/x.go", Module + "/storage/hostfs", "what backends are made of"},
 		{"lab/x.go", Module + "/cmd/drover", "of Drover, lab takes api only"},
 		{"node/x.go", Module + "/cmd/drover", "a command is an end"},
 		{"cluster/x.go", "go.etcd.io/etcd/client/v3", "cluster may not"},
@@ -104,6 +107,8 @@ func TestStyleRules(t *testing.T) {
 	want(t, checkStyle(sample(t, "agent/x_test.go", "package x\nimport \"time\"\nfunc f() { time.Sleep(1) }\n")))
 	want(t, checkStyle(sample(t, "plan/x.go", "package x\nimport \"time\"\nfunc f() { _ = time.Now(); _ = time.Unix(1, 0) }\n")), "time as an argument")
 	want(t, checkStyle(sample(t, "agent/x.go", "package x\nfunc long() {"+strings.Repeat("\n", MaxFunction)+"}\n")), "long has 81 lines")
+	want(t, checkStyle(sample(t, "a/xtest/x.go", "package x\nfunc long() {"+strings.Repeat("\n", MaxFunction)+"}\n")), "long has 81 lines")
+	want(t, checkStyle(sample(t, "agent/x.go", "package x\nfunc f(b any) { _ = b.(storage.Sizer); _ = b.(*storage.Absent) }\n")), "ask storage.As")
 	want(t, checkStyle(sample(t, "agent/x.go", "package x\n"+strings.Repeat("\n", MaxFile))), "801 lines")
 }
 

@@ -16,8 +16,8 @@ var waits = map[string]string{
 	"state/statetest/statetest.go": "a suite for tests: keys have to outlive their time",
 }
 
-// tables are functions that may be longer, because they are tables: a line a case.
-var tables = map[string]string{"storage/faulty/capabilities.go": "combine"}
+// capabilities of storage are found by storage.As, which looks through wrappers.
+var capabilities = []string{"NativeStreams", "Estimator", "Sizer", "Sealer", "Grower"}
 
 // clocks are what pure packages may not call of package time.
 var clocks = []string{"Now", "Since", "Until", "After", "AfterFunc", "Tick", "NewTicker", "NewTimer", "Sleep"}
@@ -43,12 +43,16 @@ func checkStyle(s source) []string {
 				bad(n.Pos(), "init() acts behind the reader's back; let somebody call it")
 			}
 			limit := MaxFunction
-			if s.test || strings.HasSuffix(s.pkg, "test") { // a suite is a test as well
+			if s.test {
 				limit = MaxTest
 			}
 			length := s.fset.Position(n.End()).Line - s.fset.Position(n.Pos()).Line + 1
-			if length > limit && tables[s.path] != n.Name.Name {
+			if length > limit {
 				bad(n.Pos(), "%s has %d lines; with more than %d it does a second thing: what is it?", n.Name.Name, length, limit)
+			}
+		case *ast.TypeAssertExpr:
+			if what := asserted(n); !s.test && slices.Contains(capabilities, what) {
+				bad(n.Pos(), "asserts storage.%s: ask storage.As, a wrapper has more methods than abilities", what)
 			}
 		case *ast.CallExpr:
 			if s.test {
@@ -65,6 +69,18 @@ func checkStyle(s source) []string {
 		return true
 	})
 	return out
+}
+
+// asserted gives X of an assertion to storage.X.
+func asserted(n *ast.TypeAssertExpr) string {
+	sel, ok := n.Type.(*ast.SelectorExpr)
+	if !ok {
+		return ""
+	}
+	if x, ok := sel.X.(*ast.Ident); !ok || x.Name != "storage" {
+		return ""
+	}
+	return sel.Sel.Name
 }
 
 // called gives "pkg.Func" for a call of that form.

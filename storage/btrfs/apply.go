@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/drover-data/drover/storage/btrfs/sendstream"
+	"github.com/drover-data/drover/storage/hostfs"
 )
 
 // applier does to a tree what the commands of a send stream say. It trusts
@@ -74,7 +76,7 @@ func (a *applier) object(path []byte) error {
 	if name == "" {
 		name = "."
 	}
-	fd, err := openBeneath(a.tree, name, unix.O_PATH|unix.O_NOFOLLOW)
+	fd, err := hostfs.OpenBeneath(a.tree, name, unix.O_PATH|unix.O_NOFOLLOW)
 	if err != nil {
 		return err
 	}
@@ -88,13 +90,13 @@ func (a *applier) object(path []byte) error {
 	return nil
 }
 
-// file holds the regular file that path names, for writing.
+// file holds the regular file that path names, for reading and writing.
 func (a *applier) file(path []byte) (int, error) {
 	if err := a.object(path); err != nil {
 		return -1, err
 	}
 	if a.cur.w < 0 {
-		w, err := reopen(a.cur.fd, a.cur.mode, unix.O_WRONLY)
+		w, err := reopen(a.cur.fd, a.cur.mode, unix.O_RDWR)
 		if err != nil {
 			return -1, err
 		}
@@ -122,7 +124,7 @@ func (a *applier) parent(path []byte) (int, string, func(), error) {
 		}
 		return a.tree, name, func() {}, nil
 	}
-	fd, name, err := openParent(a.tree, string(path))
+	fd, name, err := hostfs.OpenParent(a.tree, string(path))
 	if err != nil {
 		return -1, "", nil, err
 	}
@@ -174,7 +176,7 @@ func (a *applier) do(c *sendstream.Command) error {
 		if err != nil {
 			return err
 		}
-		return unix.Ftruncate(w, int64(size))
+		return setSize(w, int64(size))
 	case sendstream.Chmod, sendstream.Chown, sendstream.Utimes:
 		return a.attributes(c, path)
 	case sendstream.Fallocate:
@@ -200,8 +202,11 @@ func (a *applier) write(c *sendstream.Command, path []byte) error {
 	if err != nil {
 		return err
 	}
-	if a.base >= 0 && len(data) >= 4096 && allZero(data) {
-		return punch(w, int64(off), int64(len(data)))
+	if a.base >= 0 && len(data) > 0 {
+		done, err := makeHole(w, int64(off), data)
+		if done || err != nil {
+			return err
+		}
 	}
 	for len(data) > 0 {
 		n, err := unix.Pwrite(w, data, int64(off))
@@ -214,22 +219,6 @@ func (a *applier) write(c *sendstream.Command, path []byte) error {
 		data, off = data[n:], off+uint64(n)
 	}
 	return nil
-}
-
-func allZero(b []byte) bool { return b[0] == 0 && bytes.Equal(b[1:], b[:len(b)-1]) }
-
-// punch makes a hole where an incremental stream writes zeros: that is how the
-// kernel sends a hole that was made in an old file, often together with the
-// holes around it, so that the copy would take the whole file's size.
-func punch(w int, off, n int64) error {
-	if err := unix.Fallocate(w, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n); err != nil {
-		return err
-	}
-	var st unix.Stat_t
-	if err := unix.Fstat(w, &st); err != nil || st.Size >= off+n {
-		return err
-	}
-	return unix.Ftruncate(w, off+n)
 }
 
 func (a *applier) clone(c *sendstream.Command, path []byte) error {
@@ -257,7 +246,7 @@ func (a *applier) clone(c *sendstream.Command, path []byte) error {
 		}
 		dir = a.base
 	}
-	p, err := openBeneath(dir, string(from), unix.O_PATH|unix.O_NOFOLLOW)
+	p, err := hostfs.OpenBeneath(dir, string(from), unix.O_PATH|unix.O_NOFOLLOW)
 	if err != nil {
 		return err
 	}
@@ -437,6 +426,9 @@ func (a *applier) fallocate(c *sendstream.Command, path []byte) error {
 	w, err := a.file(path)
 	if err != nil {
 		return err
+	}
+	if mode&unix.FALLOC_FL_PUNCH_HOLE != 0 && off < math.MaxInt64/2 && size < math.MaxInt64/2 {
+		return punch(w, int64(off), int64(size))
 	}
 	return unix.Fallocate(w, uint32(mode), int64(off), int64(size))
 }

@@ -14,18 +14,19 @@ import (
 )
 
 func TestBackend(t *testing.T) {
-	storagetest.Run(t, func(t *testing.T) storage.Backend { return newPool(t, 512<<20) }, storagetest.Options{
+	storagetest.Run(t, func(t *testing.T) storage.Backend { return newGrowing(t, 512<<20) }, storagetest.Options{
 		Mounts: true,
 		Reopen: func(t *testing.T, old storage.Backend) storage.Backend {
-			b, err := New(old.(*Backend).cfg)
+			was := old.(*Growing)
+			b, err := New(was.cfg)
 			if err != nil {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { b.Close() })
-			return b
+			return b.On(was.ground)
 		},
 		Strange: func(t *testing.T, b storage.Backend) string {
-			dir := filepath.Join(b.(*Backend).cfg.Dir, "heads", "v", "stranger")
+			dir := filepath.Join(b.(*Growing).cfg.Dir, "heads", "v", "stranger")
 			if err := os.Mkdir(dir, 0o700); err != nil {
 				t.Fatal(err)
 			}
@@ -42,7 +43,7 @@ func TestBackend(t *testing.T) {
 			}
 		},
 		Gone: func(t *testing.T, b storage.Backend) {
-			if err := unix.Unmount(b.(*Backend).cfg.Dir, unix.MNT_DETACH); err != nil {
+			if err := unix.Unmount(b.(*Growing).cfg.Dir, unix.MNT_DETACH); err != nil {
 				t.Fatal(err)
 			}
 		},

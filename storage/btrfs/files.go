@@ -1,44 +1,16 @@
 package btrfs
 
 import (
-	"encoding/json"
 	"errors"
-	"fmt"
-	"io"
-	"os"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
-	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/storage/hostfs"
 )
-
-// Everything below the pool's root is reached through descriptors and names
-// that were checked: no path is ever followed through a symbolic link or out
-// of the directory it began in, because what lies there may have come from
-// another host.
-
-// openBeneath opens a path relative to dir.
-func openBeneath(dir int, path string, flags int) (int, error) {
-	how := &unix.OpenHow{
-		Flags:   uint64(flags | unix.O_CLOEXEC),
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
-	}
-	for {
-		fd, err := unix.Openat2(dir, path, how)
-		if err != unix.EINTR && err != unix.EAGAIN {
-			return fd, err
-		}
-	}
-}
-
-func openDir(dir int, path string) (int, error) {
-	return openBeneath(dir, path, unix.O_RDONLY|unix.O_DIRECTORY)
-}
 
 // openSubvol opens the root of a subvolume and refuses anything else.
 func openSubvol(dir int, path string) (int, error) {
-	fd, err := openDir(dir, path)
+	fd, err := hostfs.OpenDir(dir, path)
 	if err != nil {
 		return -1, err
 	}
@@ -56,132 +28,10 @@ func openSubvol(dir int, path string) (int, error) {
 
 var errNotSubvol = errors.New("not a subvolume")
 
-func faccess(dir int, path string) error {
-	fd, err := openBeneath(dir, path, unix.O_PATH|unix.O_NOFOLLOW)
-	if err == nil {
-		unix.Close(fd)
-	}
-	return err
-}
-
-// mkdirs makes the directories of a path, one below the other.
-func mkdirs(dir int, names ...string) error {
-	path := ""
-	for _, n := range names {
-		path += n
-		if err := unix.Mkdirat(dir, path, 0o700); err != nil && err != unix.EEXIST {
-			return err
-		}
-		path += "/"
-	}
-	return nil
-}
-
-func readNames(dir int, path string) ([]string, error) {
-	fd, err := openDir(dir, path)
-	if err != nil {
-		return nil, err
-	}
-	f := os.NewFile(uintptr(fd), path)
-	defer f.Close()
-	return f.Readdirnames(-1)
-}
-
-// maxMeta bounds our own small files: a note of 64 KiB in base64 and the rest.
-const maxMeta = 256 << 10
-
-// readFile reads a small regular file.
-func readFile(dir int, path string) ([]byte, error) {
-	fd, err := openBeneath(dir, path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK)
-	if err != nil {
-		return nil, err
-	}
-	f := os.NewFile(uintptr(fd), path)
-	defer f.Close()
-	var st unix.Stat_t
-	if err := unix.Fstat(fd, &st); err != nil {
-		return nil, err
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Size > maxMeta {
-		return nil, fmt.Errorf("%s is not a file of Drover's", path)
-	}
-	return io.ReadAll(io.LimitReader(f, maxMeta))
-}
-
-func readJSON(dir int, path string, v any) error {
-	data, err := readFile(dir, path)
-	if err != nil {
-		return err
-	}
-	return json.Unmarshal(data, v)
-}
-
-// writeJSON replaces a file atomically, and durably when asked to. The new
-// content is always a new inode: an incremental stream then never builds on
-// the old one, which may differ between hosts.
-func writeJSON(dir int, path string, v any, durable bool) error {
-	data, err := jsonBytes(v)
-	if err != nil {
-		return err
-	}
-	tmp := path + ".new"
-	if err := unix.Unlinkat(dir, tmp, 0); err != nil && err != unix.ENOENT {
-		return err
-	}
-	fd, err := unix.Openat(dir, tmp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return err
-	}
-	f := os.NewFile(uintptr(fd), tmp)
-	_, err = f.Write(data)
-	if err == nil && durable {
-		err = f.Sync()
-	}
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	if err == nil {
-		err = unix.Renameat(dir, tmp, dir, path)
-	}
-	if err != nil {
-		_ = unix.Unlinkat(dir, tmp, 0)
-		return err
-	}
-	if !durable {
-		return nil
-	}
-	at := "."
-	if i := strings.LastIndexByte(path, '/'); i >= 0 {
-		at = path[:i]
-	}
-	d, err := openDir(dir, at)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(d)
-	return unix.Fsync(d)
-}
-
-// checkID refuses volume ids and snapshot IDs that could not be a file's name.
-func checkID(what, s string) error {
-	ok := s != "" && len(s) <= api.MaxName && s[0] != '.' && s[0] != '-'
-	for i := 0; ok && i < len(s); i++ {
-		c := s[i]
-		ok = c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_' || c == '.' || c == '-'
-	}
-	if !ok {
-		return &api.Error{Kind: api.Invalid, Op: "look up " + what, Object: fmt.Sprintf("%q", s), Reason: "not a valid id", Next: "use letters, digits, '_', '.' and '-', at most 128"}
-	}
-	return nil
-}
-
-// escape makes a branch name a file name: '~' is not allowed in branch names.
-func escape(branch string) string { return strings.ReplaceAll(branch, "/", "~") }
-
 // destroySubvol removes the subvolume name in directory dir with all
 // subvolumes inside it. Not there is success.
 func destroySubvol(dir int, name string) error {
-	fd, err := openDir(dir, name)
+	fd, err := hostfs.OpenDir(dir, name)
 	switch {
 	case err == unix.ENOENT:
 		return nil
@@ -193,7 +43,7 @@ func destroySubvol(dir int, name string) error {
 		if err != nil {
 			break
 		}
-		parent, base, e := openParent(fd, c.Path)
+		parent, base, e := hostfs.OpenParent(fd, c.Path)
 		if e == nil {
 			e = destroySubvol(parent, base)
 			unix.Close(parent)
@@ -210,50 +60,13 @@ func destroySubvol(dir int, name string) error {
 	return nil
 }
 
-// openParent opens the directory of a path's last component.
-func openParent(dir int, path string) (int, string, error) {
-	i := strings.LastIndexByte(path, '/')
-	base := path[i+1:]
-	if base == "" || base == "." || base == ".." {
-		return -1, "", unix.EINVAL
-	}
-	at := "."
-	if i > 0 {
-		at = path[:i]
-	}
-	fd, err := openDir(dir, at)
-	return fd, base, err
-}
-
 // removeTree removes whatever is at a place in the pool's own directories:
 // subvolumes, directories and files.
 func removeTree(dir int, name string) error {
-	var st unix.Stat_t
-	if err := unix.Fstatat(dir, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-		if err == unix.ENOENT {
-			return nil
+	return hostfs.RemoveTree(dir, name, func(dir int, name string, st *unix.Stat_t) (bool, error) {
+		if st.Ino != firstInode {
+			return false, nil
 		}
-		return err
-	}
-	if st.Mode&unix.S_IFMT != unix.S_IFDIR {
-		return unix.Unlinkat(dir, name, 0)
-	}
-	if st.Ino == firstInode {
-		return destroySubvol(dir, name)
-	}
-	names, err := readNames(dir, name)
-	if err != nil {
-		return err
-	}
-	fd, err := openDir(dir, name)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	for _, n := range names {
-		if err := removeTree(fd, n); err != nil {
-			return err
-		}
-	}
-	return unix.Unlinkat(dir, name, unix.AT_REMOVEDIR)
+		return true, destroySubvol(dir, name)
+	})
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/storage"
+	"github.com/drover-data/drover/storage/hostfs"
 )
 
 // A tree that is arriving, by a native stream or as a stage, is a writable
@@ -46,8 +47,6 @@ type incoming struct {
 	also   func() // what else to let go of, nil for nothing
 }
 
-func incomingPath(volume, id string) string { return "incoming/" + volume + "/" + id }
-
 func markName(n int64) string { return fmt.Sprintf("at-%d", n) }
 
 // parseMark is the inverse of markName.
@@ -57,42 +56,18 @@ func parseMark(name string) (int64, bool) {
 	return n, ok && err == nil && n > 0 && markName(n) == name
 }
 
-// claim takes the right to fill a snapshot; false when somebody has it.
-func (b *Backend) claim(volume, id string) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	k := volume + "/" + id
-	if _, taken := b.busy[k]; taken {
-		return false
-	}
-	b.busy[k] = nil
-	return true
-}
-
-func (b *Backend) release(volume, id string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	delete(b.busy, volume+"/"+id)
-}
-
 // beginIncoming opens what is arriving, as far as it had come.
 func (b *Backend) beginIncoming(ctx context.Context, op string, spec storage.ReceiveSpec, format string) (*incoming, error) {
-	if err := errors.Join(checkID("volume", spec.Volume), checkID("snapshot", spec.ID), checkNote(spec.Note)); err != nil {
+	if err := hostfs.CheckArrival(spec, hostfs.CheckID); err != nil {
 		return nil, err
 	}
-	if spec.Base != "" {
-		if err := checkID("snapshot", spec.Base); err != nil {
-			return nil, err
-		}
-	}
-	object := spec.Volume + "@" + spec.ID
 	p, unlock, err := b.enter(ctx, spec.Volume)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	if err := faccess(p.root, snapshotPath(spec.Volume, spec.ID)); err == nil {
-		return nil, &api.Error{Kind: api.Exists, Op: op, Object: object, Reason: "the snapshot is there already"}
+	if err := hostfs.Access(p.root, hostfs.SnapshotPath(spec.Volume, spec.ID)); err == nil {
+		return nil, hostfs.IsThere(op, spec.Volume, spec.ID)
 	} else if err != unix.ENOENT {
 		return nil, err
 	}
@@ -101,28 +76,26 @@ func (b *Backend) beginIncoming(ctx context.Context, op string, spec storage.Rec
 			return nil, err
 		}
 	}
-	if !b.claim(spec.Volume, spec.ID) {
-		return nil, &api.Error{Kind: api.InUse, Op: op, Object: object, Reason: "it is arriving already", Next: "wait until the other session has ended"}
+	if !b.busy.Take(spec.Volume, spec.ID) {
+		return nil, hostfs.Arriving(op, spec.Volume, spec.ID)
 	}
 	in, err := b.openIncoming(p, op, spec, format)
 	if err != nil {
-		b.release(spec.Volume, spec.ID)
+		b.busy.Release(spec.Volume, spec.ID)
 		return nil, err
 	}
-	b.mu.Lock()
-	b.busy[spec.Volume+"/"+spec.ID] = in
-	b.mu.Unlock()
+	b.busy.Set(spec.Volume, spec.ID, in)
 	return in, nil
 }
 
 func (b *Backend) openIncoming(p *pool, op string, spec storage.ReceiveSpec, format string) (*incoming, error) {
 	want := incomingMeta{Volume: spec.Volume, ID: spec.ID, Base: spec.Base, Note: spec.Note, Format: format, Stream: spec.Stream}
-	path := incomingPath(spec.Volume, spec.ID)
+	path := hostfs.IncomingPath(spec.Volume, spec.ID)
 	var have incomingMeta
 	mark := int64(0)
-	fd, err := openDir(p.root, path)
+	fd, err := hostfs.OpenDir(p.root, path)
 	if err == nil {
-		if e := readJSON(fd, "spec.json", &have); e == nil && have.Base == want.Base && have.Format == want.Format && have.Stream == want.Stream {
+		if e := hostfs.ReadJSON(fd, "spec.json", &have); e == nil && have.Base == want.Base && have.Format == want.Format && have.Stream == want.Stream {
 			mark, err = youngestMark(fd)
 		}
 		unix.Close(fd)
@@ -140,11 +113,11 @@ func (b *Backend) openIncoming(p *pool, op string, spec storage.ReceiveSpec, for
 	if err := b.admit(p, op, spec.Volume+"@"+spec.ID, forNew, spec.Size); err != nil {
 		return nil, err
 	}
-	if err := mkdirs(p.root, "incoming", spec.Volume, spec.ID); err != nil {
+	if err := hostfs.MakeDirs(p.root, "incoming", spec.Volume, spec.ID); err != nil {
 		return nil, err
 	}
 	in := &incoming{b: b, p: p, tree: -1, meta: have, mark: mark}
-	if in.dir, err = openDir(p.root, path); err != nil {
+	if in.dir, err = hostfs.OpenDir(p.root, path); err != nil {
 		return nil, err
 	}
 	if err := in.resume(); err != nil {
@@ -160,7 +133,7 @@ func (in *incoming) resume() error {
 		return err
 	}
 	if in.mark == 0 {
-		return writeJSON(in.dir, "spec.json", in.meta, true)
+		return hostfs.WriteJSON(in.dir, "spec.json", in.meta, true)
 	}
 	src, err := openSubvol(in.dir, markName(in.mark))
 	if err != nil {
@@ -175,7 +148,7 @@ func (in *incoming) resume() error {
 }
 
 func youngestMark(dir int) (int64, error) {
-	names, err := readNames(dir, ".")
+	names, err := hostfs.Names(dir, ".")
 	var top int64
 	for _, n := range names {
 		if at, ok := parseMark(n); ok {
@@ -187,7 +160,7 @@ func youngestMark(dir int) (int64, error) {
 
 // dropIncoming removes all that arrived.
 func (b *Backend) dropIncoming(p *pool, volume, id string) error {
-	dir, err := openDir(p.root, "incoming/"+volume)
+	dir, err := hostfs.OpenDir(p.root, "incoming/"+volume)
 	if err == unix.ENOENT {
 		return nil
 	}
@@ -213,7 +186,7 @@ func (in *incoming) keep(n int64) error {
 		return err
 	}
 	in.mark = n
-	names, err := readNames(in.dir, ".")
+	names, err := hostfs.Names(in.dir, ".")
 	if err != nil {
 		return err
 	}
@@ -233,20 +206,20 @@ func (in *incoming) finish(ctx context.Context, op string, seal func() error) (s
 		return storage.Snapshot{}, err
 	}
 	var have snapMeta
-	err := readJSON(in.tree, snapshotFile, &have)
+	err := hostfs.ReadJSON(in.tree, hostfs.SnapFile, &have)
 	if err != nil || have.Volume != in.meta.Volume || have.ID != in.meta.ID || in.meta.Note != nil && !bytes.Equal(have.Note, in.meta.Note) {
 		m := snapMeta{in.meta.Volume, in.meta.ID, have.Created, in.meta.Note}
 		if m.Created.IsZero() {
 			m.Created = time.Now().UTC()
 		}
-		if err := writeJSON(in.tree, snapshotFile, m, false); err != nil {
+		if err := hostfs.WriteJSON(in.tree, hostfs.SnapFile, m, false); err != nil {
 			return storage.Snapshot{}, err
 		}
 	}
 	if err := seal(); err != nil {
 		return storage.Snapshot{}, err
 	}
-	unlock, err := in.b.locks.lock(ctx, in.meta.Volume)
+	unlock, err := in.b.locks.Lock(ctx, in.meta.Volume)
 	if err != nil {
 		return storage.Snapshot{}, err
 	}
@@ -270,26 +243,26 @@ func (in *incoming) checkTree() error {
 	if in.tree < 0 {
 		return damaged("the stream did not name what it holds")
 	}
-	for _, d := range []string{dataDir, ".drover", besideDir} {
-		fd, err := openDir(in.tree, d)
+	for _, d := range []string{hostfs.DataDir, ".drover", hostfs.BesideDir} {
+		fd, err := hostfs.OpenDir(in.tree, d)
 		if err != nil {
 			return damaged(fmt.Sprintf("it has no directory %s", d))
 		}
 		unix.Close(fd)
 	}
-	for _, f := range []string{snapshotFile, snapshotFile + ".new", headFile, headFile + ".new", markFile} {
+	for _, f := range []string{hostfs.SnapFile, hostfs.SnapFile + ".new", hostfs.HeadFile, hostfs.HeadFile + ".new", markFile} {
 		var st unix.Stat_t
 		err := unix.Fstatat(in.tree, f, &st, unix.AT_SYMLINK_NOFOLLOW)
 		if err == nil && st.Mode&unix.S_IFMT != unix.S_IFREG {
 			return damaged(fmt.Sprintf("its %s is not a file", f))
 		}
 	}
-	names, err := readNames(in.tree, ".")
+	names, err := hostfs.Names(in.tree, ".")
 	if err != nil {
 		return err
 	}
 	for _, n := range names {
-		if n != dataDir && n != ".drover" {
+		if n != hostfs.DataDir && n != ".drover" {
 			return damaged(fmt.Sprintf("it holds %q beside the data", n))
 		}
 	}
@@ -309,14 +282,14 @@ func (in *incoming) letGo() {
 		unix.Close(in.tree)
 	}
 	unix.Close(in.dir)
-	in.b.release(in.meta.Volume, in.meta.ID)
+	in.b.busy.Release(in.meta.Volume, in.meta.ID)
 }
 
 func (in *incoming) abort(ctx context.Context) error {
 	if in.closed {
 		return nil
 	}
-	unlock, err := in.b.locks.lock(ctx, in.meta.Volume)
+	unlock, err := in.b.locks.Lock(ctx, in.meta.Volume)
 	if err != nil {
 		return err
 	}
@@ -330,10 +303,6 @@ func (in *incoming) object() string { return in.meta.Volume + "@" + in.meta.ID }
 
 func damaged(reason string) error {
 	return &api.Error{Kind: api.Damaged, Op: "receive snapshot", Reason: reason, Next: "send it again from its beginning"}
-}
-
-func isClosed(op, object string) error {
-	return &api.Error{Kind: api.Invalid, Op: op, Object: object, Reason: "this handle was closed"}
 }
 
 // stage implements storage.Stage.
@@ -357,7 +326,7 @@ func (b *Backend) Stage(ctx context.Context, spec storage.ReceiveSpec) (storage.
 			in.tree, err = openSubvol(in.dir, "tree")
 		}
 	} else {
-		err = readJSON(in.tree, markFile, &s.note)
+		err = hostfs.ReadJSON(in.tree, markFile, &s.note)
 	}
 	if err != nil {
 		in.letGo()
@@ -367,11 +336,11 @@ func (b *Backend) Stage(ctx context.Context, spec storage.ReceiveSpec) (storage.
 }
 
 func (s *stage) Dir() string {
-	return s.in.b.dirPath(incomingPath(s.in.meta.Volume, s.in.meta.ID), "tree", dataDir)
+	return s.in.b.dirPath(hostfs.IncomingPath(s.in.meta.Volume, s.in.meta.ID), "tree", hostfs.DataDir)
 }
 
 func (s *stage) Beside() string {
-	return s.in.b.dirPath(incomingPath(s.in.meta.Volume, s.in.meta.ID), "tree", besideDir)
+	return s.in.b.dirPath(hostfs.IncomingPath(s.in.meta.Volume, s.in.meta.ID), "tree", hostfs.BesideDir)
 }
 
 func (s *stage) Marked() []byte { return s.note }
@@ -379,12 +348,12 @@ func (s *stage) Marked() []byte { return s.note }
 func (s *stage) Mark(ctx context.Context, note []byte) error {
 	const op = "mark stage"
 	if s.in.closed {
-		return isClosed(op, s.in.object())
+		return hostfs.Closed(op, s.in.object())
 	}
-	if err := errors.Join(ctx.Err(), checkNote(note)); err != nil {
+	if err := errors.Join(ctx.Err(), hostfs.CheckNote(note)); err != nil {
 		return s.in.b.fail(op, s.in.object(), err)
 	}
-	err := writeJSON(s.in.tree, markFile, note, false)
+	err := hostfs.WriteJSON(s.in.tree, markFile, note, false)
 	if err == nil {
 		err = s.in.keep(s.in.mark + 1)
 	}
@@ -397,7 +366,7 @@ func (s *stage) Mark(ctx context.Context, note []byte) error {
 func (s *stage) Commit(ctx context.Context) (storage.Snapshot, error) {
 	const op = "commit stage"
 	if s.in.closed {
-		return storage.Snapshot{}, isClosed(op, s.in.object())
+		return storage.Snapshot{}, hostfs.Closed(op, s.in.object())
 	}
 	if err := ctx.Err(); err != nil {
 		return storage.Snapshot{}, s.in.b.fail(op, s.in.object(), err)

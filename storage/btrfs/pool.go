@@ -34,8 +34,6 @@ package btrfs
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"path/filepath"
 	"sync"
@@ -44,6 +42,7 @@ import (
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/storage"
+	"github.com/drover-data/drover/storage/hostfs"
 )
 
 // Config is where the pool lies and how it is used.
@@ -61,12 +60,12 @@ type Config struct {
 // Backend is a pool on btrfs. See package storage for the contract.
 type Backend struct {
 	cfg   Config
-	locks keyed
+	locks hostfs.Locks
+	at    hostfs.Root[pool]
+	busy  hostfs.Claims[incoming]
 
 	mu   sync.Mutex
-	open *pool                // guarded by mu; nil until found
-	busy map[string]*incoming // guarded by mu: by "volume/id"; nil while it is being opened
-	used map[uint64]measured
+	used map[uint64]measured // guarded by mu
 }
 
 var (
@@ -78,19 +77,9 @@ var (
 
 // pool is the directory while it is there.
 type pool struct {
-	root     int // descriptor of Config.Dir
-	dev, ino uint64
-	fsid     string
-	quota    quotaMode
-}
-
-const (
-	marker     = "drover-pool.json"
-	poolFormat = 1
-)
-
-type markerFile struct {
-	Format int `json:"format"`
+	root  int // descriptor of Config.Dir
+	fsid  string
+	quota quotaMode
 }
 
 // New gives the backend of a pool. It does not look at it: a pool that is not
@@ -102,30 +91,33 @@ func New(cfg Config) (*Backend, error) {
 	if cfg.Source == "" {
 		cfg.Source = cfg.Dir
 	}
-	return &Backend{cfg: cfg, busy: map[string]*incoming{}, used: map[uint64]measured{}}, nil
+	return &Backend{cfg: cfg, used: map[uint64]measured{}}, nil
 }
 
 // Init makes an empty directory of a mounted btrfs a pool. For a pool it does
 // nothing; a directory that holds other things is refused.
 func (b *Backend) Init(context.Context) error {
 	const op = "make pool"
-	root, err := openRoot(b.cfg.Dir)
+	root, err := hostfs.OpenRoot(b.cfg.Dir)
 	if err != nil {
 		return b.fail(op, b.cfg.Dir, err)
 	}
 	defer unix.Close(root)
-	if err := faccess(root, marker); err == nil {
+	if err := checkBtrfs(root, b.cfg.Dir); err != nil {
+		return b.fail(op, b.cfg.Dir, err)
+	}
+	if err := hostfs.Access(root, hostfs.Marker); err == nil {
 		return nil
 	} else if err != unix.ENOENT {
 		return b.fail(op, b.cfg.Dir, err)
 	}
-	names, err := readNames(root, ".")
+	names, err := hostfs.Names(root, ".")
 	if err != nil {
 		return b.fail(op, b.cfg.Dir, err)
 	}
 	for _, n := range names {
 		switch n {
-		case "heads", "snapshots", "incoming", "tmp", marker + ".new": // an interrupted Init
+		case "heads", "snapshots", "incoming", "tmp", hostfs.Marker + ".new": // an interrupted Init
 		default:
 			return &api.Error{Kind: api.Exists, Op: op, Object: b.cfg.Dir, Reason: fmt.Sprintf("the directory is not a pool and holds %q", n), Next: "give an empty directory"}
 		}
@@ -138,81 +130,40 @@ func (b *Backend) Init(context.Context) error {
 			return b.fail(op, b.cfg.Dir, err)
 		}
 	}
-	if err := writeJSON(root, marker, markerFile{Format: poolFormat}, true); err != nil {
+	if err := hostfs.WriteMarker(root); err != nil {
 		return b.fail(op, b.cfg.Dir, err)
 	}
 	return b.fail(op, b.cfg.Dir, commitTransaction(root))
 }
 
-// errNotThere marks a pool whose directory is not (or no longer) the pool.
-var errNotThere = errors.New("the pool is not there")
-
-func openRoot(dir string) (int, error) {
-	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, fmt.Errorf("%w: open %s: %w", errNotThere, dir, err)
-	}
+// checkBtrfs refuses another file system, such as the one below a mount that
+// is missing.
+func checkBtrfs(root int, dir string) error {
 	var st unix.Statfs_t
-	if err := unix.Fstatfs(fd, &st); err != nil {
-		unix.Close(fd)
-		return -1, err
+	if err := unix.Fstatfs(root, &st); err != nil {
+		return err
 	}
 	if st.Type != unix.BTRFS_SUPER_MAGIC {
-		unix.Close(fd)
-		return -1, fmt.Errorf("%w: %s is not on a btrfs: is it mounted?", errNotThere, dir)
+		return fmt.Errorf("%w: %s is not on a btrfs: is it mounted?", hostfs.ErrNotThere, dir)
 	}
-	return fd, nil
+	return nil
 }
 
-// pool gives the pool if it is at its place now. Asking each time keeps an
-// unmounted pool from being taken for an empty one.
-func (b *Backend) pool() (*pool, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	var st unix.Stat_t
-	err := unix.Stat(b.cfg.Dir, &st)
-	if b.open != nil {
-		if err == nil && st.Dev == b.open.dev && st.Ino == b.open.ino {
-			return b.open, nil
-		}
-		unix.Close(b.open.root)
-		b.open = nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", errNotThere, b.cfg.Dir, err)
-	}
-	root, err := openRoot(b.cfg.Dir)
-	if err != nil {
-		return nil, err
-	}
-	p, err := b.inspect(root)
-	if err != nil {
-		unix.Close(root)
-		return nil, err
-	}
-	b.open = p
-	return p, nil
-}
+// pool gives the pool if it is at its place now.
+func (b *Backend) pool() (*pool, error) { return b.at.At(b.cfg.Dir, b.inspect) }
 
 func (b *Backend) inspect(root int) (*pool, error) {
-	var m markerFile
-	switch err := readJSON(root, marker, &m); {
-	case errors.Is(err, unix.ENOENT):
-		return nil, fmt.Errorf("%w: %s has no %s", errNotThere, b.cfg.Dir, marker)
-	case err != nil:
+	if err := checkBtrfs(root, b.cfg.Dir); err != nil {
 		return nil, err
-	case m.Format != poolFormat:
-		return nil, &api.Error{Kind: api.Unsupported, Op: "open pool", Object: b.cfg.Dir, Reason: fmt.Sprintf("its format is %d, this version knows %d", m.Format, poolFormat), Next: "upgrade Drover on this node"}
 	}
-	var st unix.Stat_t
-	if err := unix.Fstat(root, &st); err != nil {
+	if err := hostfs.CheckMarker(root, b.cfg.Dir); err != nil {
 		return nil, err
 	}
 	info, err := getFsInfo(root)
 	if err != nil {
 		return nil, err
 	}
-	p := &pool{root: root, dev: st.Dev, ino: st.Ino, fsid: info.FSID.String()}
+	p := &pool{root: root, fsid: info.FSID.String()}
 	p.quota = findQuota(p, !b.cfg.SoftSizes)
 	return p, nil
 }
@@ -220,53 +171,23 @@ func (b *Backend) inspect(root int) (*pool, error) {
 // Close lets go of the pool, and of arrivals whose handles nobody closed; these
 // must not be in use any more.
 func (b *Backend) Close() error {
-	b.mu.Lock()
-	left := b.busy
-	b.busy = map[string]*incoming{}
-	b.mu.Unlock()
-	for _, in := range left {
-		if in != nil {
-			in.letGo()
-		}
+	for _, in := range b.busy.Drain() {
+		in.letGo()
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.open != nil {
-		unix.Close(b.open.root)
-		b.open = nil
-	}
+	b.at.Close()
 	return nil
 }
 
 // fail turns what the kernel said into an *api.Error; nil stays nil.
 func (b *Backend) fail(op, object string, err error) error {
-	if err == nil {
-		return nil
-	}
-	var known *api.Error
-	if errors.As(err, &known) {
-		return err
-	}
-	e := &api.Error{Kind: api.Internal, Op: op, Object: object, Err: err}
-	switch {
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		e.Kind = api.Canceled
-	case errors.Is(err, errNotThere):
-		e.Kind, e.Next = api.Unavailable, "mount the pool's file system, then try again"
-	case errors.Is(err, unix.ENOSPC):
-		e.Kind, e.Reason, e.Next = api.Exhausted, "the pool "+b.cfg.Source+" is full", "delete volumes or snapshots, or make the pool larger"
-	case errors.Is(err, unix.EDQUOT):
-		e.Kind, e.Reason, e.Next = api.Exhausted, "the size limit is reached", "resize the volume"
-	case errors.Is(err, unix.EROFS):
-		e.Kind, e.Reason, e.Next = api.ReadOnly, "the pool "+b.cfg.Source+" is read-only", "look into the kernel's log, then mount it again"
-	case errors.Is(err, unix.EIO), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ESTALE), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ESHUTDOWN):
-		e.Kind, e.Next = api.Unavailable, "look at the pool's device and the kernel's log"
-	case errors.Is(err, unix.EUCLEAN):
-		e.Kind, e.Reason, e.Next = api.Damaged, "the file system is damaged", "run btrfs scrub and restore from a replica"
-	case errors.Is(err, unix.EBUSY):
-		e.Kind = api.InUse
-	}
-	return e
+	return hostfs.Wording{
+		Pool: b.cfg.Source, Limits: true,
+		NotThere: "mount the pool's file system, then try again",
+		Full:     "delete volumes or snapshots, or make the pool larger",
+		ReadOnly: "look into the kernel's log, then mount it again",
+		Device:   "look at the pool's device and the kernel's log",
+		Damaged:  "run btrfs scrub and restore from a replica",
+	}.Fail(op, object, err)
 }
 
 // String is the usual form.
@@ -274,51 +195,13 @@ func (u UUID) String() string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
 }
 
-// keyed is a mutex for each key.
-type keyed struct {
-	mu sync.Mutex
-	m  map[string]chan struct{} // guarded by mu; a full channel is locked
-}
-
-func (k *keyed) lock(ctx context.Context, key string) (unlock func(), err error) {
-	k.mu.Lock()
-	if k.m == nil {
-		k.m = map[string]chan struct{}{}
-	}
-	c := k.m[key]
-	if c == nil {
-		c = make(chan struct{}, 1)
-		k.m[key] = c
-	}
-	k.mu.Unlock()
-	select {
-	case c <- struct{}{}:
-		return func() { <-c }, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
 // enter is the beginning of every method that works on one volume: it finds
 // the pool and takes the volume's lock.
 func (b *Backend) enter(ctx context.Context, volume string) (*pool, func(), error) {
-	if err := ctx.Err(); err != nil {
-		return nil, nil, err
-	}
-	p, err := b.pool()
-	if err != nil {
-		return nil, nil, err
-	}
-	unlock, err := b.locks.lock(ctx, volume)
-	return p, unlock, err
+	return hostfs.Enter(ctx, &b.locks, volume, b.pool)
 }
 
 // dirPath is a place in the pool as an absolute path, for the caller's eyes.
 func (b *Backend) dirPath(rel ...string) string {
 	return filepath.Join(append([]string{b.cfg.Dir}, rel...)...)
-}
-
-func jsonBytes(v any) ([]byte, error) {
-	data, err := json.Marshal(v)
-	return append(data, '\n'), err
 }

@@ -4,14 +4,14 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/drover-data/drover/storage/hostfs"
 )
 
 // Sizes. With simple quotas the kernel charges every extent to the subvolume
@@ -173,35 +173,6 @@ type measured struct {
 	bytes      int64
 }
 
-// measure sums up the blocks of a tree's files, each inode once.
-func measure(dir string) (int64, error) {
-	var sum int64
-	seen := map[uint64]bool{}
-	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
-		if err != nil {
-			if os.IsNotExist(err) { // the head is in use
-				return nil
-			}
-			return err
-		}
-		info, err := e.Info()
-		if err != nil {
-			return nil //nolint:nilerr // removed meanwhile
-		}
-		if st, ok := info.Sys().(*syscall.Stat_t); ok {
-			if st.Nlink > 1 && !e.IsDir() {
-				if seen[st.Ino] {
-					return nil
-				}
-				seen[st.Ino] = true
-			}
-			sum += st.Blocks * 512
-		}
-		return nil
-	})
-	return sum, err
-}
-
 // usedBytes is what Head.Used shows: with quotas what the head owns, without
 // them what it refers to. Walking happens only when asked for and needed.
 func (b *Backend) usedBytes(p *pool, info *subvolInfo, dir string, walk bool) int64 {
@@ -217,7 +188,7 @@ func (b *Backend) usedBytes(p *pool, info *subvolInfo, dir string, walk bool) in
 		}
 		return -1
 	}
-	n, err := measure(dir)
+	n, err := hostfs.Measure(dir)
 	if err != nil {
 		return -1
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/storage"
 	"github.com/drover-data/drover/storage/btrfs/sendstream"
+	"github.com/drover-data/drover/storage/hostfs"
 )
 
 // receive implements storage.Receive: it applies a send stream command by
@@ -54,7 +55,7 @@ func (r *receive) Offset() int64 { return r.in.mark }
 // Write implements io.Writer.
 func (r *receive) Write(p []byte) (int, error) {
 	if r.err == nil && r.in.closed {
-		r.err = isClosed("receive snapshot", r.in.object())
+		r.err = hostfs.Closed("receive snapshot", r.in.object())
 	}
 	if r.err != nil {
 		return 0, r.err
@@ -202,7 +203,7 @@ func (r *receive) begin() error {
 	}
 	r.a.reset(in.tree)
 	r.a.self = in.meta.UUID
-	return writeJSON(in.dir, "spec.json", in.meta, true)
+	return hostfs.WriteJSON(in.dir, "spec.json", in.meta, true)
 }
 
 // openBase opens the base for snapshots and clones of it.
@@ -211,9 +212,9 @@ func (r *receive) openBase() error {
 	if r.in.meta.Base == "" || r.a.base >= 0 {
 		return nil
 	}
-	fd, err := openSubvol(r.in.p.root, snapshotPath(r.in.meta.Volume, r.in.meta.Base))
+	fd, err := openSubvol(r.in.p.root, hostfs.SnapshotPath(r.in.meta.Volume, r.in.meta.Base))
 	if err == unix.ENOENT {
-		return r.in.b.noSnapshot("receive snapshot", r.in.meta.Volume, r.in.meta.Base)
+		return hostfs.NoSnapshot("receive snapshot", r.in.meta.Volume, r.in.meta.Base, r.in.b.cfg.Source)
 	}
 	if err != nil {
 		return err
@@ -231,7 +232,7 @@ func (r *receive) openBase() error {
 func (r *receive) Checkpoint(ctx context.Context) (int64, error) {
 	const op = "keep received part"
 	if r.in.closed {
-		return r.in.mark, isClosed(op, r.in.object())
+		return r.in.mark, hostfs.Closed(op, r.in.object())
 	}
 	if r.err != nil {
 		return r.in.mark, r.err
@@ -258,7 +259,7 @@ func (r *receive) Commit(ctx context.Context) (storage.Snapshot, error) {
 	const op = "commit received snapshot"
 	switch {
 	case r.in.closed:
-		return storage.Snapshot{}, isClosed(op, r.in.object())
+		return storage.Snapshot{}, hostfs.Closed(op, r.in.object())
 	case r.err != nil:
 		return storage.Snapshot{}, r.err
 	case !r.ended:

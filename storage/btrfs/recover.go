@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/drover-data/drover/storage"
+	"github.com/drover-data/drover/storage/hostfs"
 )
 
 // Recover implements storage.Backend.
@@ -22,13 +23,13 @@ func (b *Backend) recoverAll(ctx context.Context) (storage.Content, error) {
 	if err != nil {
 		return c, err
 	}
-	names, err := readNames(p.root, ".")
+	names, err := hostfs.Names(p.root, ".")
 	if err != nil {
 		return c, err
 	}
 	for _, n := range names {
 		switch n {
-		case "heads", "snapshots", "incoming", "tmp", marker, marker + ".new":
+		case "heads", "snapshots", "incoming", "tmp", hostfs.Marker, hostfs.Marker + ".new":
 		default:
 			c.Strange = append(c.Strange, b.dirPath(n))
 		}
@@ -62,12 +63,12 @@ func (b *Backend) recoverAll(ctx context.Context) (storage.Content, error) {
 
 // clean removes what was being made.
 func (b *Backend) clean(p *pool) error {
-	tmp, err := openDir(p.root, "tmp")
+	tmp, err := hostfs.OpenDir(p.root, "tmp")
 	if err != nil {
 		return err
 	}
 	defer unix.Close(tmp)
-	names, err := readNames(p.root, "tmp")
+	names, err := hostfs.Names(p.root, "tmp")
 	if err != nil {
 		return err
 	}
@@ -82,24 +83,24 @@ func (b *Backend) clean(p *pool) error {
 // scanIncoming keeps what can go on and removes the rest. An arrival without a
 // mark would begin anew anyway.
 func (b *Backend) scanIncoming(p *pool) (partial []storage.ReceiveSpec, strange []string, err error) {
-	err = eachTwo(p, "incoming", func(volume, id string) error {
-		fd, err := openDir(p.root, incomingPath(volume, id))
+	err = hostfs.EachTwo(p.root, "incoming", func(volume, id string) error {
+		fd, err := hostfs.OpenDir(p.root, hostfs.IncomingPath(volume, id))
 		if err != nil {
 			strange = append(strange, b.dirPath("incoming", volume, id))
 			return nil //nolint:nilerr // reported
 		}
 		var meta incomingMeta
-		metaErr := readJSON(fd, "spec.json", &meta)
+		metaErr := hostfs.ReadJSON(fd, "spec.json", &meta)
 		mark, err := youngestMark(fd)
 		unix.Close(fd)
 		if err != nil {
 			return err
 		}
-		if !b.claim(volume, id) { // in use: Recover was called late
+		if !b.busy.Take(volume, id) { // in use: Recover was called late
 			return nil
 		}
-		defer b.release(volume, id)
-		published := faccess(p.root, snapshotPath(volume, id)) == nil
+		defer b.busy.Release(volume, id)
+		published := hostfs.Access(p.root, hostfs.SnapshotPath(volume, id)) == nil
 		if metaErr == nil && mark > 0 && !published && meta.Volume == volume && meta.ID == id {
 			partial = append(partial, storage.ReceiveSpec{Volume: volume, ID: id, Base: meta.Base, Note: meta.Note})
 			return nil

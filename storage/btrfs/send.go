@@ -7,13 +7,13 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/storage"
 	"github.com/drover-data/drover/storage/btrfs/sendstream"
+	"github.com/drover-data/drover/storage/hostfs"
 )
 
 const (
@@ -48,18 +48,6 @@ func (b *Backend) Format() string { return formatV1 }
 // Formats implements storage.NativeStreams: receiving is Drover's own work.
 func (b *Backend) Formats() []string { return []string{formatV2, formatV1} }
 
-// sendStream is a send that is running.
-type sendStream struct {
-	r      *os.File
-	cancel func() bool // stops watching the context
-	done   chan struct{}
-	err    error // of the kernel; valid when done is closed
-	b      *Backend
-	object string
-	once   sync.Once
-	ctx    context.Context //nolint:containedctx // the stream lives as long as Send's caller wishes
-}
-
 // Send implements storage.NativeStreams.
 func (b *Backend) Send(ctx context.Context, spec storage.SendSpec) (io.ReadCloser, error) {
 	const op = "send snapshot"
@@ -68,15 +56,15 @@ func (b *Backend) Send(ctx context.Context, spec storage.SendSpec) (io.ReadClose
 	if err != nil {
 		return nil, b.fail(op, object, err)
 	}
-	if err := s.skip(spec.Offset); err != nil {
+	if err := s.Skip(object, spec.Offset); err != nil {
 		s.Close()
 		return nil, b.fail(op, object, err)
 	}
 	return s, nil
 }
 
-func (b *Backend) startSend(ctx context.Context, op string, spec storage.SendSpec) (*sendStream, error) {
-	if err := errors.Join(checkID("volume", spec.Volume), checkID("snapshot", spec.ID)); err != nil {
+func (b *Backend) startSend(ctx context.Context, op string, spec storage.SendSpec) (*hostfs.Pump, error) {
+	if err := errors.Join(hostfs.CheckID("volume", spec.Volume), hostfs.CheckID("snapshot", spec.ID)); err != nil {
 		return nil, err
 	}
 	if spec.Format == "" {
@@ -95,7 +83,7 @@ func (b *Backend) startSend(ctx context.Context, op string, spec storage.SendSpe
 	if _, err := b.snapshot(p, op, spec.Volume, spec.ID); err != nil {
 		return nil, err
 	}
-	fd, err := openSubvol(p.root, snapshotPath(spec.Volume, spec.ID))
+	fd, err := openSubvol(p.root, hostfs.SnapshotPath(spec.Volume, spec.ID))
 	if err != nil {
 		return nil, err
 	}
@@ -110,71 +98,14 @@ func (b *Backend) startSend(ctx context.Context, op string, spec storage.SendSpe
 		parent = base.Order // a snapshot's Order is its tree's id
 		clone = []uint64{parent}
 	}
-	var ends [2]int
-	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
+	s, err := hostfs.NewPump(ctx, func(err error) error { return b.fail(op, object, err) }, func(_ context.Context, w *os.File) error {
+		defer unix.Close(fd)
+		return send(fd, int(w.Fd()), parent, clone, version, spec.SizeOnly)
+	})
+	if err != nil {
 		unix.Close(fd)
-		return nil, err
 	}
-	// A large pipe lets the kernel's thread and the reader work side by side.
-	_, _ = unix.FcntlInt(uintptr(ends[0]), unix.F_SETPIPE_SZ, 1<<20)
-	// Not blocking, so that Close ends a Read that waits.
-	_ = unix.SetNonblock(ends[0], true)
-	s := &sendStream{r: os.NewFile(uintptr(ends[0]), "send"), done: make(chan struct{}), b: b, object: object, ctx: ctx}
-	go func() {
-		defer close(s.done)
-		s.err = send(fd, ends[1], parent, clone, version, spec.SizeOnly)
-		unix.Close(ends[1])
-		unix.Close(fd)
-	}()
-	s.cancel = context.AfterFunc(ctx, func() { s.once.Do(func() { s.r.Close() }) })
-	return s, nil
-}
-
-// skip reads and drops the beginning of the stream.
-func (s *sendStream) skip(n int64) error {
-	if n == 0 {
-		return nil
-	}
-	buf := make([]byte, 256<<10)
-	for n > 0 {
-		k, err := s.Read(buf[:min(n, int64(len(buf)))])
-		n -= int64(k)
-		if err == io.EOF && n > 0 {
-			return &api.Error{Kind: api.Invalid, Op: "send snapshot", Object: s.object, Reason: "the stream is shorter than the offset it is to go on from", Next: "begin anew"}
-		}
-		if err != nil && err != io.EOF {
-			return err
-		}
-	}
-	return nil
-}
-
-// Read implements io.Reader. The end of the pipe is the end of the stream only
-// when the kernel says that it sent it all.
-func (s *sendStream) Read(p []byte) (int, error) {
-	n, err := s.r.Read(p)
-	if n > 0 || err == nil {
-		return n, nil
-	}
-	if e := s.ctx.Err(); e != nil {
-		return 0, s.b.fail("send snapshot", s.object, e)
-	}
-	if err != io.EOF {
-		return 0, s.b.fail("send snapshot", s.object, err)
-	}
-	<-s.done
-	if s.err != nil {
-		return 0, s.b.fail("send snapshot", s.object, s.err)
-	}
-	return 0, io.EOF
-}
-
-// Close implements io.Closer: the kernel stops at its next write.
-func (s *sendStream) Close() error {
-	s.cancel()
-	s.once.Do(func() { s.r.Close() })
-	<-s.done
-	return nil
+	return s, err
 }
 
 // Estimate implements storage.Estimator: the kernel gives the stream with

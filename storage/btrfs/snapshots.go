@@ -13,6 +13,7 @@ import (
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/storage"
+	"github.com/drover-data/drover/storage/hostfs"
 )
 
 // snapMeta is .drover/snapshot. Sends carry it.
@@ -21,12 +22,6 @@ type snapMeta struct {
 	ID      string    `json:"id"`
 	Created time.Time `json:"created"`
 	Note    []byte    `json:"note,omitempty"`
-}
-
-func snapshotPath(volume, id string) string { return "snapshots/" + volume + "/" + id }
-
-func (b *Backend) noSnapshot(op, volume, id string) error {
-	return &api.Error{Kind: api.NotFound, Op: op, Object: volume + "@" + id, Reason: "there is no such snapshot in pool " + b.cfg.Source}
 }
 
 // Snapshot implements storage.Backend.
@@ -38,7 +33,7 @@ func (b *Backend) Snapshot(ctx context.Context, key storage.HeadKey, id string, 
 
 func (b *Backend) snapshotHead(ctx context.Context, op string, key storage.HeadKey, id string, note []byte) (storage.Snapshot, error) {
 	var none storage.Snapshot
-	if err := errors.Join(checkKey(key), checkID("snapshot", id), checkNote(note)); err != nil {
+	if err := errors.Join(hostfs.CheckKey(key), hostfs.CheckID("snapshot", id), hostfs.CheckNote(note)); err != nil {
 		return none, err
 	}
 	p, unlock, err := b.enter(ctx, key.Volume)
@@ -54,7 +49,7 @@ func (b *Backend) snapshotHead(ctx context.Context, op string, key storage.HeadK
 		return none, err
 	}
 	defer unix.Close(fd)
-	nested, err := b.nested(p, fd, key)
+	nested, err := b.nested(fd, key)
 	if err != nil {
 		return none, err
 	}
@@ -71,7 +66,7 @@ func (b *Backend) snapshotHead(ctx context.Context, op string, key storage.HeadK
 	// The memory is written into the head, so that the one call that makes the
 	// snapshot makes it whole. A crash in between leaves a file nobody reads.
 	m := snapMeta{key.Volume, id, time.Now().UTC(), note}
-	if err := p.withRoom(info.TreeID, func() error { return writeJSON(fd, snapshotFile, m, false) }); err != nil {
+	if err := p.withRoom(info.TreeID, func() error { return hostfs.WriteJSON(fd, hostfs.SnapFile, m, false) }); err != nil {
 		return none, err
 	}
 	if err := p.withRoom(info.TreeID, func() error { return publish(p, key.Volume, id, fd) }); err != nil {
@@ -85,10 +80,10 @@ func (b *Backend) snapshotHead(ctx context.Context, op string, key storage.HeadK
 
 // publish makes the read-only snapshot of src under its final name, durably.
 func publish(p *pool, volume, id string, src int) error {
-	if err := mkdirs(p.root, "snapshots", volume); err != nil {
+	if err := hostfs.MakeDirs(p.root, "snapshots", volume); err != nil {
 		return err
 	}
-	dir, err := openDir(p.root, "snapshots/"+volume)
+	dir, err := hostfs.OpenDir(p.root, "snapshots/"+volume)
 	if err != nil {
 		return err
 	}
@@ -98,17 +93,17 @@ func publish(p *pool, volume, id string, src int) error {
 
 // snapshot reads one.
 func (b *Backend) snapshot(p *pool, op, volume, id string) (storage.Snapshot, error) {
-	path := snapshotPath(volume, id)
+	path := hostfs.SnapshotPath(volume, id)
 	fd, err := openSubvol(p.root, path)
 	if err == unix.ENOENT {
-		return storage.Snapshot{}, b.noSnapshot(op, volume, id)
+		return storage.Snapshot{}, hostfs.NoSnapshot(op, volume, id, b.cfg.Source)
 	}
 	if err != nil {
 		return storage.Snapshot{}, err
 	}
 	defer unix.Close(fd)
 	var meta snapMeta
-	if err := readJSON(fd, snapshotFile, &meta); err != nil {
+	if err := hostfs.ReadJSON(fd, hostfs.SnapFile, &meta); err != nil {
 		return storage.Snapshot{}, fmt.Errorf("read the snapshot's note: %w", err)
 	}
 	info, err := getSubvolInfo(fd)
@@ -120,7 +115,7 @@ func (b *Backend) snapshot(p *pool, op, volume, id string) (storage.Snapshot, er
 	}
 	return storage.Snapshot{
 		ID: id, Volume: volume, Lineage: info.lineage().String(), Order: info.TreeID,
-		Dir: b.dirPath(path, dataDir), Beside: b.dirPath(path, besideDir),
+		Dir: b.dirPath(path, hostfs.DataDir), Beside: b.dirPath(path, hostfs.BesideDir),
 		Created: meta.Created, Used: p.owned(info.TreeID), Note: meta.Note,
 	}, nil
 }
@@ -137,7 +132,7 @@ func (i *subvolInfo) lineage() UUID {
 func (b *Backend) Snapshots(ctx context.Context, volume string) ([]storage.Snapshot, error) {
 	const op = "list snapshots"
 	if volume != "" {
-		if err := checkID("volume", volume); err != nil {
+		if err := hostfs.CheckID("volume", volume); err != nil {
 			return nil, err
 		}
 	}
@@ -150,35 +145,11 @@ func (b *Backend) Snapshots(ctx context.Context, volume string) ([]storage.Snaps
 }
 
 func (b *Backend) scanSnapshots(ctx context.Context, p *pool, volume string) (list []storage.Snapshot, strange []string, err error) {
-	look := func(v, id string) error {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		s, err := b.snapshot(p, "list snapshots", v, id)
-		switch {
-		case err == nil:
-			list = append(list, s)
-		case api.Is(err, api.NotFound):
-		case gone(err):
-			return err
-		default:
-			strange = append(strange, b.dirPath(snapshotPath(v, id)))
-		}
-		return nil
-	}
-	if volume == "" {
-		err = eachTwo(p, "snapshots", look, func(path string) { strange = append(strange, b.dirPath(path)) })
-	} else {
-		var ids []string
-		ids, err = readNames(p.root, "snapshots/"+volume)
-		if errors.Is(err, unix.ENOENT) {
-			return nil, nil, nil
-		}
-		for _, id := range ids {
-			if err = look(volume, id); err != nil {
-				break
-			}
-		}
+	list, strange, err = hostfs.ScanSnapshots(ctx, p.root, volume, func(v, id string) (storage.Snapshot, error) {
+		return b.snapshot(p, "list snapshots", v, id)
+	})
+	for i, path := range strange {
+		strange[i] = b.dirPath(path)
 	}
 	slices.SortFunc(list, func(x, y storage.Snapshot) int {
 		if x.Order < y.Order {
@@ -192,7 +163,7 @@ func (b *Backend) scanSnapshots(ctx context.Context, p *pool, volume string) (li
 
 // keptBySnapshots reports whether snapshots made of the subvolume exist.
 func (b *Backend) keptBySnapshots(p *pool, volume string, head UUID) (bool, error) {
-	ids, err := readNames(p.root, "snapshots/"+volume)
+	ids, err := hostfs.Names(p.root, "snapshots/"+volume)
 	if err != nil {
 		if errors.Is(err, unix.ENOENT) {
 			err = nil
@@ -200,7 +171,7 @@ func (b *Backend) keptBySnapshots(p *pool, volume string, head UUID) (bool, erro
 		return false, err
 	}
 	for _, id := range ids {
-		fd, err := openSubvol(p.root, snapshotPath(volume, id))
+		fd, err := openSubvol(p.root, hostfs.SnapshotPath(volume, id))
 		if err != nil {
 			continue
 		}
@@ -217,7 +188,7 @@ func (b *Backend) keptBySnapshots(p *pool, volume string, head UUID) (bool, erro
 // of a snapshot that is not complete, unless it is just arriving.
 func (b *Backend) DestroySnapshot(ctx context.Context, volume, id string) error {
 	const op = "destroy snapshot"
-	if err := errors.Join(checkID("volume", volume), checkID("snapshot", id)); err != nil {
+	if err := errors.Join(hostfs.CheckID("volume", volume), hostfs.CheckID("snapshot", id)); err != nil {
 		return err
 	}
 	object := volume + "@" + id
@@ -226,9 +197,9 @@ func (b *Backend) DestroySnapshot(ctx context.Context, volume, id string) error 
 		return b.fail(op, object, err)
 	}
 	defer unlock()
-	if b.claim(volume, id) {
+	if b.busy.Take(volume, id) {
 		err = b.dropIncoming(p, volume, id)
-		b.release(volume, id)
+		b.busy.Release(volume, id)
 		if err != nil {
 			return b.fail(op, object, err)
 		}
@@ -247,7 +218,7 @@ func (b *Backend) settleVolume(p *pool, volume string) error {
 	if !p.counts() {
 		return nil
 	}
-	names, err := readNames(p.root, "heads/"+volume)
+	names, err := hostfs.Names(p.root, "heads/"+volume)
 	if errors.Is(err, unix.ENOENT) {
 		return nil
 	}

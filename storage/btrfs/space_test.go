@@ -6,6 +6,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/storage/hostfs"
 )
 
 func TestJudge(t *testing.T) {
@@ -50,7 +51,7 @@ func FuzzNames(f *testing.F) {
 		if n, ok := parseMark(name); ok && markName(n) != name {
 			t.Fatal("not the inverse")
 		}
-		if checkID("x", id) == nil {
+		if hostfs.CheckID("x", id) == nil {
 			for _, c := range id {
 				if c == '/' || c == 0 {
 					t.Fatalf("%q passes", id)

@@ -21,6 +21,7 @@ import (
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/storage"
 	"github.com/drover-data/drover/storage/btrfs/sendstream"
+	"github.com/drover-data/drover/storage/hostfs"
 )
 
 var mainKey = storage.HeadKey{Volume: "v", Branch: "main"}
@@ -359,7 +360,7 @@ func TestSizes(t *testing.T) {
 		t.Error("50 MiB went into 20")
 	}
 	// What Drover itself needs still works, and so does the way out.
-	note := bytes.Repeat([]byte("n"), MaxNote)
+	note := bytes.Repeat([]byte("n"), hostfs.MaxNote)
 	if err := b.SetNote(ctx, h.Key, note); err != nil {
 		t.Errorf("SetNote in a full head: %v", err)
 	}

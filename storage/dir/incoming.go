@@ -9,8 +9,8 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/storage"
+	"github.com/drover-data/drover/storage/hostfs"
 )
 
 // A tree that is arriving goes on in place: what was written after the last
@@ -28,25 +28,6 @@ const (
 	specFile = "spec.json"
 	markFile = "mark"
 )
-
-func incomingPath(volume, id string) string { return "incoming/" + volume + "/" + id }
-
-func (b *Backend) claim(volume, id string) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	k := volume + "/" + id
-	if b.busy[k] {
-		return false
-	}
-	b.busy[k] = true
-	return true
-}
-
-func (b *Backend) release(volume, id string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	delete(b.busy, volume+"/"+id)
-}
 
 type stage struct {
 	b      *Backend
@@ -67,22 +48,16 @@ func (b *Backend) Stage(ctx context.Context, spec storage.ReceiveSpec) (storage.
 }
 
 func (b *Backend) stage(ctx context.Context, op string, spec storage.ReceiveSpec) (*stage, error) {
-	if err := errors.Join(checkID("volume", spec.Volume), checkID("snapshot", spec.ID), checkNote(spec.Note)); err != nil {
+	if err := hostfs.CheckArrival(spec, hostfs.CheckID); err != nil {
 		return nil, err
 	}
-	if spec.Base != "" {
-		if err := checkID("snapshot", spec.Base); err != nil {
-			return nil, err
-		}
-	}
-	object := spec.Volume + "@" + spec.ID
 	p, unlock, err := b.enter(ctx, spec.Volume)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	if err := faccess(p.root, snapshotPath(spec.Volume, spec.ID)); err == nil {
-		return nil, &api.Error{Kind: api.Exists, Op: op, Object: object, Reason: "the snapshot is there already"}
+	if err := hostfs.Access(p.root, hostfs.SnapshotPath(spec.Volume, spec.ID)); err == nil {
+		return nil, hostfs.IsThere(op, spec.Volume, spec.ID)
 	} else if err != unix.ENOENT {
 		return nil, err
 	}
@@ -91,14 +66,14 @@ func (b *Backend) stage(ctx context.Context, op string, spec storage.ReceiveSpec
 		if _, err := b.snapshot(p, op, spec.Volume, spec.Base); err != nil {
 			return nil, err
 		}
-		base = snapshotPath(spec.Volume, spec.Base)
+		base = hostfs.SnapshotPath(spec.Volume, spec.Base)
 	}
-	if !b.claim(spec.Volume, spec.ID) {
-		return nil, &api.Error{Kind: api.InUse, Op: op, Object: object, Reason: "it is arriving already", Next: "wait until the other session has ended"}
+	if !b.busy.Take(spec.Volume, spec.ID) {
+		return nil, hostfs.Arriving(op, spec.Volume, spec.ID)
 	}
 	s := &stage{b: b, p: p, meta: incomingMeta{spec.Volume, spec.ID, spec.Base, spec.Stream, spec.Note}}
 	if err := s.begin(ctx, op, base, spec.Size); err != nil {
-		b.release(spec.Volume, spec.ID)
+		b.busy.Release(spec.Volume, spec.ID)
 		return nil, err
 	}
 	return s, nil
@@ -106,15 +81,15 @@ func (b *Backend) stage(ctx context.Context, op string, spec storage.ReceiveSpec
 
 // begin goes on with what is there, or begins anew.
 func (s *stage) begin(ctx context.Context, op, base string, size int64) error {
-	path := incomingPath(s.meta.Volume, s.meta.ID)
+	path := hostfs.IncomingPath(s.meta.Volume, s.meta.ID)
 	var have incomingMeta
-	err := readJSON(s.p.root, path+"/"+specFile, &have)
+	err := hostfs.ReadJSON(s.p.root, path+"/"+specFile, &have)
 	if err == nil && have.Base == s.meta.Base && have.Stream == s.meta.Stream {
-		if err = readJSON(s.p.root, path+"/"+markFile, &s.note); err == nil {
+		if err = hostfs.ReadJSON(s.p.root, path+"/"+markFile, &s.note); err == nil {
 			return s.b.admit(ctx, op, s.object(), 0)
 		}
 	}
-	if gone(err) {
+	if hostfs.DeviceGone(err) {
 		return err
 	}
 	if err := s.p.drop("incoming", s.meta.Volume, s.meta.ID); err != nil {
@@ -123,34 +98,34 @@ func (s *stage) begin(ctx context.Context, op, base string, size int64) error {
 	if err := s.b.admit(ctx, op, s.object(), size); err != nil {
 		return err
 	}
-	if err := mkdirs(s.p.root, "incoming", s.meta.Volume, s.meta.ID); err != nil {
+	if err := hostfs.MakeDirs(s.p.root, "incoming", s.meta.Volume, s.meta.ID); err != nil {
 		return err
 	}
 	if err := s.b.makeTree(ctx, s.p, op, s.object(), path+"/tree", base); err != nil {
 		return err
 	}
-	return writeJSON(s.p.root, path+"/"+specFile, s.meta, true)
+	return hostfs.WriteJSON(s.p.root, path+"/"+specFile, s.meta, true)
 }
 
 func (s *stage) object() string { return s.meta.Volume + "@" + s.meta.ID }
 
-func (s *stage) path() string { return incomingPath(s.meta.Volume, s.meta.ID) + "/tree" }
+func (s *stage) path() string { return hostfs.IncomingPath(s.meta.Volume, s.meta.ID) + "/tree" }
 
-func (s *stage) Dir() string    { return s.b.dirPath(s.path(), dataDir) }
-func (s *stage) Beside() string { return s.b.dirPath(s.path(), besideDir) }
+func (s *stage) Dir() string    { return s.b.dirPath(s.path(), hostfs.DataDir) }
+func (s *stage) Beside() string { return s.b.dirPath(s.path(), hostfs.BesideDir) }
 func (s *stage) Marked() []byte { return s.note }
 
 func (s *stage) Mark(ctx context.Context, note []byte) error {
 	const op = "mark stage"
 	if s.closed {
-		return s.isClosed(op)
+		return hostfs.Closed(op, s.object())
 	}
-	err := errors.Join(ctx.Err(), checkNote(note))
+	err := errors.Join(ctx.Err(), hostfs.CheckNote(note))
 	if err == nil {
 		err = s.p.writeOut()
 	}
 	if err == nil {
-		err = writeJSON(s.p.root, incomingPath(s.meta.Volume, s.meta.ID)+"/"+markFile, note, true)
+		err = hostfs.WriteJSON(s.p.root, hostfs.IncomingPath(s.meta.Volume, s.meta.ID)+"/"+markFile, note, true)
 	}
 	if err == nil {
 		err = errors.Join(s.p.flush("incoming/"+s.meta.Volume), s.p.flush("incoming"))
@@ -161,16 +136,12 @@ func (s *stage) Mark(ctx context.Context, note []byte) error {
 	return s.b.fail(op, s.object(), err)
 }
 
-func (s *stage) isClosed(op string) error {
-	return &api.Error{Kind: api.Invalid, Op: op, Object: s.object(), Reason: "this handle was closed"}
-}
-
 func (s *stage) Commit(ctx context.Context) (storage.Snapshot, error) {
 	const op = "commit stage"
 	if s.closed {
-		return storage.Snapshot{}, s.isClosed(op)
+		return storage.Snapshot{}, hostfs.Closed(op, s.object())
 	}
-	unlock, err := s.b.locks.lock(ctx, s.meta.Volume)
+	unlock, err := s.b.locks.Lock(ctx, s.meta.Volume)
 	if err != nil {
 		return storage.Snapshot{}, s.b.fail(op, s.object(), err)
 	}
@@ -189,7 +160,7 @@ func (s *stage) Commit(ctx context.Context) (storage.Snapshot, error) {
 func (s *stage) letGo() {
 	if !s.closed {
 		s.closed = true
-		s.b.release(s.meta.Volume, s.meta.ID)
+		s.b.busy.Release(s.meta.Volume, s.meta.ID)
 	}
 }
 
@@ -197,7 +168,7 @@ func (s *stage) Abort(ctx context.Context) error {
 	if s.closed {
 		return nil
 	}
-	unlock, err := s.b.locks.lock(ctx, s.meta.Volume)
+	unlock, err := s.b.locks.Lock(ctx, s.meta.Volume)
 	if err != nil {
 		return s.b.fail("abort stage", s.object(), err)
 	}
@@ -224,7 +195,7 @@ func (b *Backend) recoverAll(ctx context.Context) (storage.Content, error) {
 	if err != nil {
 		return c, err
 	}
-	names, err := readNames(p.root, ".")
+	names, err := hostfs.Names(p.root, ".")
 	if err != nil {
 		return c, err
 	}
@@ -233,12 +204,12 @@ func (b *Backend) recoverAll(ctx context.Context) (storage.Content, error) {
 			c.Strange = append(c.Strange, b.dirPath(n))
 		}
 	}
-	made, err := readNames(p.root, "tmp")
+	made, err := hostfs.Names(p.root, "tmp")
 	if err != nil {
 		return c, err
 	}
 	for _, n := range made {
-		if err := removeTree(p.root, "tmp/"+n); err != nil && !errors.Is(err, unix.EROFS) {
+		if err := hostfs.RemoveTree(p.root, "tmp/"+n, nil); err != nil && !errors.Is(err, unix.EROFS) {
 			return c, err
 		}
 	}
@@ -259,19 +230,19 @@ func (b *Backend) recoverAll(ctx context.Context) (storage.Content, error) {
 
 // scanIncoming keeps what can go on and removes the rest.
 func (b *Backend) scanIncoming(p *pool) (partial []storage.ReceiveSpec, strange []string, err error) {
-	err = eachTwo(p, "incoming", func(volume, id string) error {
-		if !b.claim(volume, id) {
+	err = hostfs.EachTwo(p.root, "incoming", func(volume, id string) error {
+		if !b.busy.Take(volume, id) {
 			return nil
 		}
-		defer b.release(volume, id)
-		path := incomingPath(volume, id)
+		defer b.busy.Release(volume, id)
+		path := hostfs.IncomingPath(volume, id)
 		var meta incomingMeta
 		var note []byte
-		err := errors.Join(readJSON(p.root, path+"/"+specFile, &meta), readJSON(p.root, path+"/"+markFile, &note))
-		if gone(err) {
+		err := errors.Join(hostfs.ReadJSON(p.root, path+"/"+specFile, &meta), hostfs.ReadJSON(p.root, path+"/"+markFile, &note))
+		if hostfs.DeviceGone(err) {
 			return err
 		}
-		if err == nil && meta.Volume == volume && meta.ID == id && faccess(p.root, path+"/tree") == nil && faccess(p.root, snapshotPath(volume, id)) == unix.ENOENT {
+		if err == nil && meta.Volume == volume && meta.ID == id && hostfs.Access(p.root, path+"/tree") == nil && hostfs.Access(p.root, hostfs.SnapshotPath(volume, id)) == unix.ENOENT {
 			partial = append(partial, storage.ReceiveSpec{Volume: volume, ID: id, Base: meta.Base, Note: meta.Note, Stream: meta.Stream})
 			return nil
 		}

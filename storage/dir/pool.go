@@ -22,9 +22,9 @@ package dir
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -33,6 +33,7 @@ import (
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/storage"
+	"github.com/drover-data/drover/storage/hostfs"
 )
 
 // Config is where the pool lies.
@@ -46,11 +47,11 @@ type Config struct {
 // Backend is a pool in a directory. See package storage for the contract.
 type Backend struct {
 	cfg   Config
-	locks keyed
+	locks hostfs.Locks
+	at    hostfs.Root[pool]
+	busy  hostfs.Claims[stage]
 
 	mu   sync.Mutex
-	open *pool               // guarded by mu; nil until found
-	busy map[string]bool     // guarded by mu: snapshots that are arriving, by "volume/id"
 	used map[string]measured // guarded by mu: by path of the head
 }
 
@@ -61,22 +62,12 @@ var (
 )
 
 type pool struct {
-	root     int // descriptor of Config.Dir
-	dev, ino uint64
-	reflink  bool
-	keeps    storage.Fidelity
+	root    int // descriptor of Config.Dir
+	reflink bool
+	keeps   storage.Fidelity
 }
-
-const (
-	marker     = "drover-pool.json"
-	poolFormat = 1
-)
 
 var ownDirs = []string{"heads", "snapshots", "incoming", "tmp"}
-
-type markerFile struct {
-	Format int `json:"format"`
-}
 
 // New gives the backend of a pool. It does not look at it: a pool that is not
 // there is described by Info and makes everything else Unavailable.
@@ -87,7 +78,7 @@ func New(cfg Config) (*Backend, error) {
 	if cfg.Source == "" {
 		cfg.Source = cfg.Dir
 	}
-	return &Backend{cfg: cfg, busy: map[string]bool{}, used: map[string]measured{}}, nil
+	return &Backend{cfg: cfg, used: map[string]measured{}}, nil
 }
 
 // Init makes an empty directory a pool. For a pool it does nothing; a
@@ -99,17 +90,17 @@ func (b *Backend) Init(context.Context) error {
 }
 
 func (b *Backend) init(op string) error {
-	root, err := openRoot(b.cfg.Dir)
+	root, err := hostfs.OpenRoot(b.cfg.Dir)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(root)
-	if err := faccess(root, marker); err == nil {
+	if err := hostfs.Access(root, hostfs.Marker); err == nil {
 		return nil
 	} else if err != unix.ENOENT {
 		return err
 	}
-	names, err := readNames(root, ".")
+	names, err := hostfs.Names(root, ".")
 	if err != nil {
 		return err
 	}
@@ -133,7 +124,7 @@ func (b *Backend) init(op string) error {
 	if !keeps.CaseSensitive {
 		return &api.Error{Kind: api.Unsupported, Op: op, Object: b.cfg.Dir, Reason: "its file system does not tell names apart by case", Next: "give a directory on another file system"}
 	}
-	return writeJSON(root, marker, markerFile{Format: poolFormat}, true)
+	return hostfs.WriteMarker(root)
 }
 
 func own(name string) bool {
@@ -142,77 +133,39 @@ func own(name string) bool {
 			return true
 		}
 	}
-	return name == marker || name == marker+".new"
+	return name == hostfs.Marker || name == hostfs.Marker+".new"
 }
 
-// errNotThere marks a pool whose directory is not (or no longer) the pool.
-var errNotThere = errors.New("the pool is not there")
-
-func openRoot(dir string) (int, error) {
-	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+// probe finds out what the pool's file system keeps.
+func probe(root int) (storage.Fidelity, bool, error) {
+	tmp, err := hostfs.OpenDir(root, "tmp")
 	if err != nil {
-		return -1, fmt.Errorf("%w: open %s: %w", errNotThere, dir, err)
+		return storage.Fidelity{}, false, err
 	}
-	return fd, nil
+	defer unix.Close(tmp)
+	return hostfs.Probe(tmp, fmt.Sprintf("probe-%d-%d", os.Getpid(), time.Now().UnixNano()))
 }
 
-// pool gives the pool if it is at its place now. Asking each time keeps an
-// unmounted pool from being taken for an empty one.
-func (b *Backend) pool() (*pool, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	var st unix.Stat_t
-	err := unix.Stat(b.cfg.Dir, &st)
-	if b.open != nil {
-		if err == nil && st.Dev == b.open.dev && st.Ino == b.open.ino {
-			return b.open, nil
-		}
-		unix.Close(b.open.root)
-		b.open = nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("%w: %s: %w", errNotThere, b.cfg.Dir, err)
-	}
-	root, err := openRoot(b.cfg.Dir)
-	if err != nil {
+// pool gives the pool if it is at its place now.
+func (b *Backend) pool() (*pool, error) { return b.at.At(b.cfg.Dir, b.inspect) }
+
+func (b *Backend) inspect(root int) (*pool, error) {
+	if err := hostfs.CheckMarker(root, b.cfg.Dir); err != nil {
 		return nil, err
 	}
-	p := &pool{root: root, dev: st.Dev, ino: st.Ino}
-	if err := b.inspect(p); err != nil {
-		unix.Close(root)
-		return nil, err
-	}
-	b.open = p
-	return p, nil
-}
-
-func (b *Backend) inspect(p *pool) error {
-	var m markerFile
-	switch err := readJSON(p.root, marker, &m); {
-	case errors.Is(err, unix.ENOENT):
-		return fmt.Errorf("%w: %s has no %s", errNotThere, b.cfg.Dir, marker)
-	case err != nil:
-		return err
-	case m.Format != poolFormat:
-		return &api.Error{Kind: api.Unsupported, Op: "open pool", Object: b.cfg.Dir, Reason: fmt.Sprintf("its format is %d, this version knows %d", m.Format, poolFormat), Next: "upgrade Drover on this node"}
-	}
+	p := &pool{root: root}
 	var err error
-	p.keeps, p.reflink, err = probe(p.root)
+	p.keeps, p.reflink, err = probe(root)
 	p.reflink = p.reflink && !b.cfg.NoReflink
 	if errors.Is(err, unix.EROFS) || errors.Is(err, unix.ENOSPC) {
 		err = nil // it can still be looked at, and is judged as keeping nothing
 	}
-	return err
+	return p, err
 }
 
 // Close lets go of the pool.
 func (b *Backend) Close() error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.open != nil {
-		unix.Close(b.open.root)
-		b.open = nil
-	}
+	b.at.Close()
 	return nil
 }
 
@@ -265,78 +218,22 @@ func (b *Backend) admit(ctx context.Context, op, object string, size int64) erro
 
 // fail turns what the kernel said into an *api.Error; nil stays nil.
 func (b *Backend) fail(op, object string, err error) error {
-	if err == nil {
-		return nil
-	}
-	var known *api.Error
-	if errors.As(err, &known) {
-		return err
-	}
-	e := &api.Error{Kind: api.Internal, Op: op, Object: object, Err: err}
-	switch {
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		e.Kind = api.Canceled
-	case errors.Is(err, errNotThere):
-		e.Kind, e.Next = api.Unavailable, "mount the pool's file system, then try again"
-	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
-		e.Kind, e.Reason, e.Next = api.Exhausted, "the pool "+b.cfg.Source+" is full", "delete volumes or snapshots"
-	case errors.Is(err, unix.EROFS):
-		e.Kind, e.Reason, e.Next = api.ReadOnly, "the pool "+b.cfg.Source+" is read-only", "look into the kernel's log, then mount it again"
-	case errors.Is(err, unix.EIO), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ESTALE), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ESHUTDOWN):
-		e.Kind, e.Next = api.Unavailable, "look at the pool's device and the kernel's log"
-	case errors.Is(err, unix.EUCLEAN):
-		e.Kind, e.Reason = api.Damaged, "the file system is damaged"
-	case errors.Is(err, unix.EBUSY):
-		e.Kind = api.InUse
-	}
-	return e
-}
-
-// keyed is a mutex for each key.
-type keyed struct {
-	mu sync.Mutex
-	m  map[string]chan struct{} // guarded by mu; a full channel is locked
-}
-
-func (k *keyed) lock(ctx context.Context, key string) (unlock func(), err error) {
-	k.mu.Lock()
-	if k.m == nil {
-		k.m = map[string]chan struct{}{}
-	}
-	c := k.m[key]
-	if c == nil {
-		c = make(chan struct{}, 1)
-		k.m[key] = c
-	}
-	k.mu.Unlock()
-	select {
-	case c <- struct{}{}:
-		return func() { <-c }, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
+	return hostfs.Wording{
+		Pool:     b.cfg.Source,
+		NotThere: "mount the pool's file system, then try again",
+		Full:     "delete volumes or snapshots",
+		ReadOnly: "look into the kernel's log, then mount it again",
+		Device:   "look at the pool's device and the kernel's log",
+	}.Fail(op, object, err)
 }
 
 // enter is the beginning of every method that works on one volume.
 func (b *Backend) enter(ctx context.Context, volume string) (*pool, func(), error) {
-	if err := ctx.Err(); err != nil {
-		return nil, nil, err
-	}
-	p, err := b.pool()
-	if err != nil {
-		return nil, nil, err
-	}
-	unlock, err := b.locks.lock(ctx, volume)
-	return p, unlock, err
+	return hostfs.Enter(ctx, &b.locks, volume, b.pool)
 }
 
 func (b *Backend) dirPath(rel ...string) string {
 	return filepath.Join(append([]string{b.cfg.Dir}, rel...)...)
-}
-
-func jsonBytes(v any) ([]byte, error) {
-	data, err := json.Marshal(v)
-	return append(data, '\n'), err
 }
 
 // move renames a place of the pool and makes both directories durable.
@@ -349,7 +246,7 @@ func (p *pool) move(from, to string) error {
 
 // flush makes the names of a directory durable.
 func (p *pool) flush(rel string) error {
-	fd, err := openDir(p.root, rel)
+	fd, err := hostfs.OpenDir(p.root, rel)
 	if err != nil {
 		return err
 	}
@@ -362,7 +259,7 @@ func (p *pool) writeOut() error { return unix.Syncfs(p.root) }
 
 // above makes the directory of a volume under heads, snapshots or incoming.
 func (p *pool) above(dir, volume string) error {
-	if err := mkdirs(p.root, dir, volume); err != nil {
+	if err := hostfs.MakeDirs(p.root, dir, volume); err != nil {
 		return err
 	}
 	return p.flush(dir)
@@ -387,5 +284,5 @@ func (p *pool) drop(dir, volume, name string) error {
 	if err := unix.Unlinkat(p.root, dir+"/"+volume, unix.AT_REMOVEDIR); err != nil && err != unix.ENOTEMPTY && err != unix.ENOENT {
 		return err
 	}
-	return removeTree(p.root, tmp)
+	return hostfs.RemoveTree(p.root, tmp, nil)
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/storage"
+	"github.com/drover-data/drover/storage/hostfs"
 )
 
 // snapMeta is .drover/snapshot.
@@ -21,12 +22,6 @@ type snapMeta struct {
 	Order   uint64    `json:"order"`
 	Created time.Time `json:"created"`
 	Note    []byte    `json:"note,omitempty"`
-}
-
-func snapshotPath(volume, id string) string { return "snapshots/" + volume + "/" + id }
-
-func (b *Backend) noSnapshot(op, volume, id string) error {
-	return &api.Error{Kind: api.NotFound, Op: op, Object: volume + "@" + id, Reason: "there is no such snapshot in pool " + b.cfg.Source}
 }
 
 // Snapshot implements storage.Backend. It is not of one instant: the caller
@@ -46,7 +41,7 @@ func (b *Backend) Seal(ctx context.Context, key storage.HeadKey, id string, note
 
 func (b *Backend) snapshotHead(ctx context.Context, op string, key storage.HeadKey, id string, note []byte, seal bool) (storage.Snapshot, error) {
 	var none storage.Snapshot
-	if err := errors.Join(checkKey(key), checkID("snapshot", id), checkNote(note)); err != nil {
+	if err := errors.Join(hostfs.CheckKey(key), hostfs.CheckID("snapshot", id), hostfs.CheckNote(note)); err != nil {
 		return none, err
 	}
 	p, unlock, err := b.enter(ctx, key.Volume)
@@ -61,25 +56,25 @@ func (b *Backend) snapshotHead(ctx context.Context, op string, key storage.HeadK
 	if err != nil {
 		return none, err
 	}
-	if len(h.Nested) > 0 {
-		return none, &api.Error{Kind: api.Unsupported, Op: op, Object: key.String(), Reason: "a snapshot would leave out what is mounted inside: " + strings.Join(h.Nested, ", "), Next: "unmount these file systems"}
+	if err := hostfs.WouldLeaveOut(op, key, h.Nested, "unmount these file systems"); err != nil {
+		return none, err
 	}
-	path := headPath(key)
+	path := hostfs.HeadPath(key)
 	if seal {
-		if err := b.unmounted(op, key); err != nil {
+		if err := hostfs.UnusedHead(op, b.cfg.Dir, key); err != nil {
 			return none, err
 		}
 	} else {
 		path = tmpName("snapshot " + key.Volume + "@" + id)
-		if err := b.makeTree(ctx, p, op, key.String(), path, headPath(key)); err != nil {
-			_ = removeTree(p.root, path)
+		if err := b.makeTree(ctx, p, op, key.String(), path, hostfs.HeadPath(key)); err != nil {
+			_ = hostfs.RemoveTree(p.root, path, nil)
 			return none, err
 		}
 	}
 	err = b.publishSnapshot(p, path, snapMeta{Volume: key.Volume, ID: id, Created: time.Now().UTC(), Note: note})
 	if err != nil {
 		if !seal {
-			_ = removeTree(p.root, path)
+			_ = hostfs.RemoveTree(p.root, path, nil)
 		}
 		return none, err
 	}
@@ -96,7 +91,7 @@ func (b *Backend) publishSnapshot(p *pool, path string, m snapMeta) error {
 	for _, s := range others {
 		m.Order = max(m.Order, s.Order+1)
 	}
-	if err := writeJSON(p.root, path+"/"+snapshotFile, m, true); err != nil {
+	if err := hostfs.WriteJSON(p.root, path+"/"+hostfs.SnapFile, m, true); err != nil {
 		return err
 	}
 	return p.publish(path, "snapshots", m.Volume, m.ID)
@@ -111,7 +106,7 @@ func (b *Backend) Unseal(ctx context.Context, volume, id string, key storage.Hea
 
 func (b *Backend) unseal(ctx context.Context, op, volume, id string, key storage.HeadKey) (storage.Head, error) {
 	var none storage.Head
-	if err := errors.Join(checkKey(key), checkID("volume", volume), checkID("snapshot", id)); err != nil {
+	if err := errors.Join(hostfs.CheckKey(key), hostfs.CheckID("volume", volume), hostfs.CheckID("snapshot", id)); err != nil {
 		return none, err
 	}
 	if volume != key.Volume {
@@ -130,20 +125,20 @@ func (b *Backend) unseal(ctx context.Context, op, volume, id string, key storage
 		}
 		return none, err
 	}
-	var meta headMeta
-	if err := readJSON(p.root, snapshotPath(volume, id)+"/"+headFile, &meta); err != nil || meta.Branch != key.Branch {
+	var meta hostfs.HeadNote
+	if err := hostfs.ReadJSON(p.root, hostfs.SnapshotPath(volume, id)+"/"+hostfs.HeadFile, &meta); err != nil || meta.Branch != key.Branch {
 		return none, &api.Error{Kind: api.Conflict, Op: op, Object: key.String(), Reason: "the snapshot " + id + " was not sealed from this head", Next: "make a head from it"}
 	}
 	if err := p.above("heads", volume); err != nil {
 		return none, err
 	}
-	switch err := p.move(snapshotPath(volume, id), headPath(key)); {
+	switch err := p.move(hostfs.SnapshotPath(volume, id), hostfs.HeadPath(key)); {
 	case err == unix.EEXIST:
 		return none, &api.Error{Kind: api.Exists, Op: op, Object: key.String(), Reason: "the head is there already"}
 	case err != nil:
 		return none, err
 	}
-	if err := unix.Unlinkat(p.root, headPath(key)+"/"+snapshotFile, 0); err != nil && err != unix.ENOENT {
+	if err := unix.Unlinkat(p.root, hostfs.HeadPath(key)+"/"+hostfs.SnapFile, 0); err != nil && err != unix.ENOENT {
 		return none, err
 	}
 	return b.head(p, op, key, false)
@@ -151,21 +146,21 @@ func (b *Backend) unseal(ctx context.Context, op, volume, id string, key storage
 
 // snapshot reads one.
 func (b *Backend) snapshot(p *pool, op, volume, id string) (storage.Snapshot, error) {
-	path := snapshotPath(volume, id)
-	if err := faccess(p.root, path); err == unix.ENOENT {
-		return storage.Snapshot{}, b.noSnapshot(op, volume, id)
+	path := hostfs.SnapshotPath(volume, id)
+	if err := hostfs.Access(p.root, path); err == unix.ENOENT {
+		return storage.Snapshot{}, hostfs.NoSnapshot(op, volume, id, b.cfg.Source)
 	} else if err != nil {
 		return storage.Snapshot{}, err
 	}
 	var m snapMeta
-	if err := readJSON(p.root, path+"/"+snapshotFile, &m); err != nil {
+	if err := hostfs.ReadJSON(p.root, path+"/"+hostfs.SnapFile, &m); err != nil {
 		return storage.Snapshot{}, fmt.Errorf("read the snapshot's note: %w", err)
 	}
 	if m.Volume != volume || m.ID != id {
-		return storage.Snapshot{}, errNotOurs
+		return storage.Snapshot{}, hostfs.ErrNotOurs
 	}
 	return storage.Snapshot{
-		ID: id, Volume: volume, Order: m.Order, Dir: b.dirPath(path, dataDir), Beside: b.dirPath(path, besideDir),
+		ID: id, Volume: volume, Order: m.Order, Dir: b.dirPath(path, hostfs.DataDir), Beside: b.dirPath(path, hostfs.BesideDir),
 		Created: m.Created, Used: -1, Note: m.Note,
 	}, nil
 }
@@ -174,7 +169,7 @@ func (b *Backend) snapshot(p *pool, op, volume, id string) (storage.Snapshot, er
 func (b *Backend) Snapshots(ctx context.Context, volume string) ([]storage.Snapshot, error) {
 	const op = "list snapshots"
 	if volume != "" {
-		if err := checkID("volume", volume); err != nil {
+		if err := hostfs.CheckID("volume", volume); err != nil {
 			return nil, err
 		}
 	}
@@ -187,34 +182,11 @@ func (b *Backend) Snapshots(ctx context.Context, volume string) ([]storage.Snaps
 }
 
 func (b *Backend) scanSnapshots(ctx context.Context, p *pool, volume string) (list []storage.Snapshot, strange []string, err error) {
-	look := func(v, id string) error {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		s, err := b.snapshot(p, "list snapshots", v, id)
-		switch {
-		case err == nil:
-			list = append(list, s)
-		case api.Is(err, api.NotFound):
-		case gone(err):
-			return err
-		default:
-			strange = append(strange, b.dirPath(snapshotPath(v, id)))
-		}
-		return nil
-	}
-	if volume == "" {
-		err = eachTwo(p, "snapshots", look, func(path string) { strange = append(strange, b.dirPath(path)) })
-	} else {
-		var ids []string
-		if ids, err = readNames(p.root, "snapshots/"+volume); errors.Is(err, unix.ENOENT) {
-			return nil, nil, nil
-		}
-		for _, id := range ids {
-			if err = look(volume, id); err != nil {
-				break
-			}
-		}
+	list, strange, err = hostfs.ScanSnapshots(ctx, p.root, volume, func(v, id string) (storage.Snapshot, error) {
+		return b.snapshot(p, "list snapshots", v, id)
+	})
+	for i, path := range strange {
+		strange[i] = b.dirPath(path)
 	}
 	slices.SortFunc(list, func(x, y storage.Snapshot) int {
 		if x.Volume != y.Volume {
@@ -228,7 +200,7 @@ func (b *Backend) scanSnapshots(ctx context.Context, p *pool, volume string) (li
 // DestroySnapshot implements storage.Backend.
 func (b *Backend) DestroySnapshot(ctx context.Context, volume, id string) error {
 	const op = "destroy snapshot"
-	if err := errors.Join(checkID("volume", volume), checkID("snapshot", id)); err != nil {
+	if err := errors.Join(hostfs.CheckID("volume", volume), hostfs.CheckID("snapshot", id)); err != nil {
 		return err
 	}
 	object := volume + "@" + id
@@ -237,9 +209,9 @@ func (b *Backend) DestroySnapshot(ctx context.Context, volume, id string) error 
 		return b.fail(op, object, err)
 	}
 	defer unlock()
-	if b.claim(volume, id) {
+	if b.busy.Take(volume, id) {
 		err := p.drop("incoming", volume, id)
-		b.release(volume, id)
+		b.busy.Release(volume, id)
 		if err != nil {
 			return b.fail(op, object, err)
 		}

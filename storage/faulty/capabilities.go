@@ -7,172 +7,75 @@ import (
 	"github.com/drover-data/drover/storage"
 )
 
-// The optional capabilities, each as a part to be combined.
-type (
-	native    struct{ f *Faults }
-	estimator struct{ f *Faults }
-	sizer     struct{ f *Faults }
-	sealer    struct{ f *Faults }
-)
+// Every optional capability: storage.As asks what is wrapped which of them it has.
 
-// combine gives core with exactly the wanted capabilities.
-func combine(c core, n, e, z, s bool) storage.Backend {
-	N, E, Z, S := native(c), estimator(c), sizer(c), sealer(c)
-	bit := func(b bool, v int) int {
-		if b {
-			return v
-		}
-		return 0
-	}
-	switch bit(n, 1) | bit(e, 2) | bit(z, 4) | bit(s, 8) {
-	case 1:
-		return struct {
-			core
-			native
-		}{c, N}
-	case 2:
-		return struct {
-			core
-			estimator
-		}{c, E}
-	case 3:
-		return struct {
-			core
-			native
-			estimator
-		}{c, N, E}
-	case 4:
-		return struct {
-			core
-			sizer
-		}{c, Z}
-	case 5:
-		return struct {
-			core
-			native
-			sizer
-		}{c, N, Z}
-	case 6:
-		return struct {
-			core
-			estimator
-			sizer
-		}{c, E, Z}
-	case 7:
-		return struct {
-			core
-			native
-			estimator
-			sizer
-		}{c, N, E, Z}
-	case 8:
-		return struct {
-			core
-			sealer
-		}{c, S}
-	case 9:
-		return struct {
-			core
-			native
-			sealer
-		}{c, N, S}
-	case 10:
-		return struct {
-			core
-			estimator
-			sealer
-		}{c, E, S}
-	case 11:
-		return struct {
-			core
-			native
-			estimator
-			sealer
-		}{c, N, E, S}
-	case 12:
-		return struct {
-			core
-			sizer
-			sealer
-		}{c, Z, S}
-	case 13:
-		return struct {
-			core
-			native
-			sizer
-			sealer
-		}{c, N, Z, S}
-	case 14:
-		return struct {
-			core
-			estimator
-			sizer
-			sealer
-		}{c, E, Z, S}
-	case 15:
-		return struct {
-			core
-			native
-			estimator
-			sizer
-			sealer
-		}{c, N, E, Z, S}
-	}
+// able gives the capability of what is wrapped.
+func able[T any](b storage.Backend) T {
+	c, _ := storage.As[T](b)
 	return c
 }
 
-func (n native) streams() storage.NativeStreams {
-	n.f.mu.Lock()
-	defer n.f.mu.Unlock()
-	return n.f.inner.(storage.NativeStreams) //nolint:forcetypeassert // Wrap looked
+// Wrapped implements storage.Wrapper.
+func (c core) Wrapped() storage.Backend {
+	c.f.mu.Lock()
+	defer c.f.mu.Unlock()
+	return c.f.inner
 }
 
 // Format and Formats touch nothing and never fail.
-func (n native) Format() string    { return n.streams().Format() }
-func (n native) Formats() []string { return n.streams().Formats() }
+func (c core) Format() string    { return able[storage.NativeStreams](c.Wrapped()).Format() }
+func (c core) Formats() []string { return able[storage.NativeStreams](c.Wrapped()).Formats() }
 
-func (n native) Send(ctx context.Context, spec storage.SendSpec) (io.ReadCloser, error) {
-	r, err := call(n.f, "Send", looks, -1, func(b storage.Backend) (io.ReadCloser, error) {
-		return b.(storage.NativeStreams).Send(ctx, spec) //nolint:forcetypeassert // Wrap looked
+func (c core) Send(ctx context.Context, spec storage.SendSpec) (io.ReadCloser, error) {
+	r, err := call(c.f, "Send", looks, -1, func(b storage.Backend) (io.ReadCloser, error) {
+		return able[storage.NativeStreams](b).Send(ctx, spec)
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &reader{r, n.f, n.f.now()}, nil
+	return &reader{r, c.f, c.f.now()}, nil
 }
 
-func (n native) Receive(ctx context.Context, spec storage.ReceiveSpec, format string) (storage.Receive, error) {
-	r, err := call(n.f, "Receive", takes, -1, func(b storage.Backend) (storage.Receive, error) {
-		return b.(storage.NativeStreams).Receive(ctx, spec, format) //nolint:forcetypeassert // Wrap looked
+func (c core) Receive(ctx context.Context, spec storage.ReceiveSpec, format string) (storage.Receive, error) {
+	r, err := call(c.f, "Receive", takes, -1, func(b storage.Backend) (storage.Receive, error) {
+		return able[storage.NativeStreams](b).Receive(ctx, spec, format)
 	})
 	if err != nil {
 		return nil, err
 	}
-	return &receive{r, n.f, n.f.now()}, nil
+	return &receive{r, c.f, c.f.now()}, nil
 }
 
-func (e estimator) Estimate(ctx context.Context, spec storage.SendSpec) (int64, error) {
-	return call(e.f, "Estimate", looks, -1, func(b storage.Backend) (int64, error) {
-		return b.(storage.Estimator).Estimate(ctx, spec) //nolint:forcetypeassert // Wrap looked
+func (c core) Estimate(ctx context.Context, spec storage.SendSpec) (int64, error) {
+	return call(c.f, "Estimate", looks, -1, func(b storage.Backend) (int64, error) {
+		return able[storage.Estimator](b).Estimate(ctx, spec)
 	})
 }
 
-func (z sizer) Resize(ctx context.Context, key storage.HeadKey, size int64) error {
-	return do(z.f, "Resize", frees, -1, func(b storage.Backend) error {
-		return b.(storage.Sizer).Resize(ctx, key, size) //nolint:forcetypeassert // Wrap looked
+func (c core) Resize(ctx context.Context, key storage.HeadKey, size int64) error {
+	return do(c.f, "Resize", frees, -1, func(b storage.Backend) error {
+		return able[storage.Sizer](b).Resize(ctx, key, size)
 	})
 }
 
-func (s sealer) Seal(ctx context.Context, key storage.HeadKey, id string, note []byte) (storage.Snapshot, error) {
-	return call(s.f, "Seal", frees, -1, func(b storage.Backend) (storage.Snapshot, error) {
-		return b.(storage.Sealer).Seal(ctx, key, id, note) //nolint:forcetypeassert // Wrap looked
+func (c core) Seal(ctx context.Context, key storage.HeadKey, id string, note []byte) (storage.Snapshot, error) {
+	return call(c.f, "Seal", frees, -1, func(b storage.Backend) (storage.Snapshot, error) {
+		return able[storage.Sealer](b).Seal(ctx, key, id, note)
 	})
 }
 
-func (s sealer) Unseal(ctx context.Context, volume, id string, key storage.HeadKey) (storage.Head, error) {
-	return call(s.f, "Unseal", frees, -1, func(b storage.Backend) (storage.Head, error) {
-		return b.(storage.Sealer).Unseal(ctx, volume, id, key) //nolint:forcetypeassert // Wrap looked
+func (c core) Unseal(ctx context.Context, volume, id string, key storage.HeadKey) (storage.Head, error) {
+	return call(c.f, "Unseal", frees, -1, func(b storage.Backend) (storage.Head, error) {
+		return able[storage.Sealer](b).Unseal(ctx, volume, id, key)
 	})
+}
+
+func (c core) Growth(ctx context.Context) (storage.Growth, error) {
+	return call(c.f, "Growth", looks, -1, func(b storage.Backend) (storage.Growth, error) { return able[storage.Grower](b).Growth(ctx) })
+}
+
+func (c core) Grow(ctx context.Context, size int64) error {
+	return do(c.f, "Grow", frees, -1, func(b storage.Backend) error { return able[storage.Grower](b).Grow(ctx, size) })
 }
 
 // reader is a stream that is being sent.

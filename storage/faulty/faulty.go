@@ -1,7 +1,7 @@
 // Package faulty wraps any storage backend so that a test can script what goes
 // wrong: the nth call fails, the process "crashes" before or after a call took
 // effect, a stream is cut after so many bytes, the pool is full, read-only or
-// gone. The wrapper has exactly the optional capabilities of what it wraps. It
+// gone. By storage.As it has the optional capabilities of what it wraps. It
 // knows the contract of package storage and no backend.
 package faulty
 
@@ -291,16 +291,11 @@ func do(f *Faults, method string, n need, life int, run func(storage.Backend) er
 	return err
 }
 
-// Wrap gives the backend with faults, and their script. The result implements
-// the optional capabilities that inner implements, and no others.
+// Wrap gives the backend with faults, and their script. By storage.As the
+// result has the optional capabilities that inner has, and no others.
 func Wrap(inner storage.Backend) (storage.Backend, *Faults) {
 	f := &Faults{inner: inner, counts: map[string]int{}, space: -1}
-	c := core{f}
-	_, n := inner.(storage.NativeStreams)
-	_, e := inner.(storage.Estimator)
-	_, z := inner.(storage.Sizer)
-	_, s := inner.(storage.Sealer)
-	return combine(c, n, e, z, s), f
+	return core{f}, f
 }
 
 type core struct{ f *Faults }

@@ -18,17 +18,17 @@ type plain struct{ storage.Backend }
 
 func TestCapabilities(t *testing.T) {
 	b, _ := faulty.Wrap(memory.New(memory.Config{}))
-	if _, ok := b.(storage.NativeStreams); !ok {
+	if _, ok := storage.As[storage.NativeStreams](b); !ok {
 		t.Error("streams were lost")
 	}
-	if _, ok := b.(storage.Sizer); !ok {
+	if _, ok := storage.As[storage.Sizer](b); !ok {
 		t.Error("Sizer was lost")
 	}
-	if _, ok := b.(storage.Sealer); ok {
+	if _, ok := storage.As[storage.Sealer](b); ok {
 		t.Error("Sealer was invented")
 	}
 	b, _ = faulty.Wrap(plain{memory.New(memory.Config{})})
-	if _, ok := b.(storage.NativeStreams); ok {
+	if _, ok := storage.As[storage.NativeStreams](b); ok {
 		t.Error("streams were invented")
 	}
 }

@@ -15,7 +15,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"unsafe"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -54,7 +53,8 @@ func (c Config) Validate() error {
 }
 
 // Ensure makes the file, a file system in it, attaches and mounts it: whatever
-// of that is missing. A file that holds anything is never formatted.
+// of that is missing. A file that holds anything is never formatted. A growth
+// that was interrupted is finished.
 func Ensure(ctx context.Context, cfg Config) error {
 	if err := cfg.Validate(); err != nil {
 		return err
@@ -70,6 +70,15 @@ func Ensure(ctx context.Context, cfg Config) error {
 	if err := create(ctx, cfg); err != nil {
 		return fail(op, cfg.File, err)
 	}
+	if err := mount(cfg, dir); err != nil {
+		return err
+	}
+	return settle(cfg)
+}
+
+// mount attaches the file and mounts it at dir, if it is not.
+func mount(cfg Config, dir string) error {
+	const op = "mount pool file"
 	if m, err := mountAt(dir); err != nil {
 		return fail(op, cfg.Dir, err)
 	} else if m != nil {
@@ -85,7 +94,7 @@ func Ensure(ctx context.Context, cfg Config) error {
 	defer dev.Close()
 	// The device detaches itself when the mount, its last user, is gone.
 	if err := unix.Mount(dev.Name(), dir, "btrfs", unix.MS_NOATIME, ""); err != nil {
-		return fail("mount pool file", cfg.File, err)
+		return fail(op, cfg.File, err)
 	}
 	return nil
 }
@@ -307,71 +316,6 @@ func mountAt(dir string) (*mountinfo.Info, error) {
 	return all[len(all)-1], nil
 }
 
-// Grow makes the file, its device and the file system larger, while in use.
-// Smaller than it is is Invalid; the same again finishes what was interrupted.
-func Grow(_ context.Context, cfg Config, to int64) error {
-	const op = "grow pool file"
-	f, err := os.OpenFile(cfg.File, os.O_RDWR, 0)
-	if err != nil {
-		return fail(op, cfg.File, err)
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return fail(op, cfg.File, err)
-	}
-	if to < st.Size() {
-		return &api.Error{Kind: api.Invalid, Op: op, Object: cfg.File, Reason: fmt.Sprintf("it has %d bytes already, more than %d", st.Size(), to), Next: "give a larger size"}
-	}
-	if to > st.Size() {
-		if err := reserve(f, st.Size(), to); err != nil {
-			return fail(op, cfg.File, err)
-		}
-		if err := f.Sync(); err != nil {
-			return fail(op, cfg.File, err)
-		}
-	}
-	dev, err := findLoop(cfg.File)
-	if err != nil {
-		return fail(op, cfg.File, err)
-	}
-	if dev == nil {
-		return &api.Error{Kind: api.Unavailable, Op: op, Object: cfg.File, Reason: "it is not attached", Next: "start the agent on this node"}
-	}
-	defer dev.Close()
-	if err := unix.IoctlSetInt(int(dev.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
-		return fail(op, cfg.File, err)
-	}
-	return fail(op, cfg.File, resize(cfg.Dir))
-}
-
-// resize lets the mounted file system take all of its device.
-func resize(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	var fs unix.Statfs_t
-	if err := unix.Fstatfs(int(d.Fd()), &fs); err != nil {
-		return err
-	}
-	if fs.Type != unix.BTRFS_SUPER_MAGIC {
-		return &api.Error{Kind: api.Unavailable, Op: "grow pool file", Object: dir, Reason: "the pool is not mounted there"}
-	}
-	const resizeNumber = 0x50009403 // _IOW(0x94, 3, struct btrfs_ioctl_vol_args)
-	var args struct {
-		fd   int64
-		name [4088]byte
-	}
-	copy(args.name[:], "max")
-	_, _, errno := unix.Syscall(unix.SYS_IOCTL, d.Fd(), resizeNumber, uintptr(unsafe.Pointer(&args)))
-	if errno != 0 {
-		return errno
-	}
-	return nil
-}
-
 // Detach unmounts the pool; its device goes with it. Not mounted is success,
 // busy is InUse.
 func Detach(_ context.Context, cfg Config) error {
@@ -414,7 +358,7 @@ func fail(op, object string, err error) error {
 	}
 	e := &api.Error{Kind: api.Internal, Op: op, Object: object, Err: err}
 	switch {
-	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
+	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT), errors.Is(err, unix.EFBIG):
 		e.Kind, e.Reason, e.Next = api.Exhausted, "the host's file system has not enough space for it", "give a smaller size or free space"
 	case errors.Is(err, unix.EROFS):
 		e.Kind = api.ReadOnly

@@ -41,18 +41,42 @@ func TestLife(t *testing.T) {
 	ok(open.Close())
 	var before, after unix.Statfs_t
 	ok(unix.Statfs(cfg.Dir, &before))
+	file := &File{Config: cfg}
 	for range 2 {
-		ok(Grow(ctx, cfg, 2*MinSize))
+		ok(file.Grow(ctx, 2*MinSize))
 	}
 	ok(unix.Statfs(cfg.Dir, &after))
 	if int64(after.Blocks)*after.Bsize != 2*MinSize || after.Blocks <= before.Blocks {
 		t.Errorf("after growing it has %d blocks, before %d", after.Blocks, before.Blocks)
 	}
-	if err := Grow(ctx, cfg, MinSize); !api.Is(err, api.Invalid) {
+	if err := file.Grow(ctx, MinSize); !api.Is(err, api.Invalid) {
 		t.Errorf("Grow to less: %v", err)
+	}
+	// A growth that ended after the space was reserved is finished by the next start.
+	raw, err := os.OpenFile(cfg.File, os.O_RDWR, 0)
+	ok(err)
+	ok(reserve(raw, 2*MinSize, 3*MinSize))
+	ok(raw.Close())
+	ok(Ensure(ctx, cfg))
+	ok(unix.Statfs(cfg.Dir, &after))
+	if int64(after.Blocks)*after.Bsize != 3*MinSize {
+		t.Errorf("an interrupted growth was not finished: %d blocks", after.Blocks)
+	}
+	// What the host has not is not promised, and leaves everything as it was.
+	if err := file.Grow(ctx, 1<<43); !api.Is(err, api.Exhausted) {
+		t.Errorf("Grow to more than the host has: %v", err)
+	}
+	if g, err := file.Growth(ctx, MinSize, true); err != nil || g.Size != 3*MinSize || g.Want <= g.Size {
+		t.Errorf("Growth: %+v, %v", g, err)
 	}
 	for range 2 {
 		ok(Detach(ctx, cfg))
+	}
+	if err := file.Grow(ctx, 4*MinSize); !api.Is(err, api.Unavailable) {
+		t.Errorf("Grow of what is not mounted: %v", err)
+	}
+	if st, err := os.Stat(cfg.File); err != nil || st.Size() != 3*MinSize {
+		t.Errorf("a refused growth changed the file: %v, %v", st, err)
 	}
 	if dev, err := findLoop(cfg.File); dev != nil || err != nil {
 		t.Errorf("the loop device is still there: %v", err)

@@ -15,6 +15,7 @@ type Policy struct {
 type Look struct {
 	FileSize     int64 // of the pool's file
 	Used         int64 // inside the pool
+	Full         bool  // the pool refuses new data, whatever Used is
 	HostCapacity int64
 	HostFree     int64
 }
@@ -23,43 +24,51 @@ const (
 	step      = 1 << 30 // growth comes in whole steps
 	gib       = 1 << 30
 	halfOf    = 2
+	worth     = 64 << 20 // less is not worth a step
 	defaultGA = 70
 )
 
-// Wanted is the size that the file should have now: FileSize when it should
-// stay as it is. It never takes the host below KeepFree, and where only a part
-// of a step is possible it takes the part, in MiB.
-func (p Policy) Wanted(l Look) int64 {
+// Decision is what Decide makes of a Look, in bytes.
+type Decision struct {
+	Want int64 // the size the file should have: FileSize when that is enough
+	Most int64 // the largest it can be without taking what the host keeps
+}
+
+// Decide says how large the file should and could be. Both are in whole MiB
+// and never below FileSize.
+func (p Policy) Decide(l Look) Decision {
 	above := p.GrowAbove
 	if above == 0 {
 		above = defaultGA
 	}
-	if l.Used <= l.FileSize/100*int64(above) {
-		return l.FileSize
+	d := Decision{Want: l.FileSize, Most: l.FileSize}
+	if room := l.HostFree - p.keep(l.HostCapacity); room >= worth {
+		d.Most = max(l.FileSize, (l.FileSize+room)>>20<<20)
 	}
-	// Half as much again, so that the number of steps stays small.
-	to := max(l.FileSize+l.FileSize/halfOf, l.FileSize+step) / step * step
+	if l.Full || l.Used > l.FileSize/100*int64(above) {
+		// Half as much again, so that the number of steps stays small.
+		d.Want = max(l.FileSize+l.FileSize/halfOf, l.FileSize+step) / step * step
+	}
 	if p.MaxSize > 0 {
-		to = min(to, p.MaxSize)
+		most := max(l.FileSize, p.MaxSize>>20<<20)
+		d.Want, d.Most = min(d.Want, most), min(d.Most, most)
 	}
-	keep := p.KeepFree
-	if keep == 0 {
-		keep = min(l.HostCapacity/10, 20*gib)
+	return d
+}
+
+// keep is what the host keeps.
+func (p Policy) keep(capacity int64) int64 {
+	if p.KeepFree > 0 {
+		return p.KeepFree
 	}
-	to = min(to, l.FileSize+l.HostFree-keep)
-	to = to >> 20 << 20
-	return max(to, l.FileSize)
+	return min(capacity/10, 20*gib)
 }
 
 // Initial is the size to make a new pool with, when the user named none: a
 // tenth of what the host has free beyond what it keeps, at least MinSize and
 // at most 10 GiB. 0 means that there is no room for a pool.
 func (p Policy) Initial(hostCapacity, hostFree int64) int64 {
-	keep := p.KeepFree
-	if keep == 0 {
-		keep = min(hostCapacity/10, 20*gib)
-	}
-	room := hostFree - keep
+	room := hostFree - p.keep(hostCapacity)
 	if room < MinSize {
 		return 0
 	}

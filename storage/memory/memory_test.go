@@ -52,6 +52,32 @@ func TestBackend(t *testing.T) {
 	})
 }
 
+// growing reaches the trees of a Growing.
+type growing struct{ content }
+
+func (c growing) WriteHead(b storage.Backend, h storage.Head, f storagetest.Files) error {
+	return c.content.WriteHead(b.(*memory.Growing).Backend, h, f)
+}
+
+func (c growing) ReadHead(b storage.Backend, h storage.Head) (storagetest.Files, error) {
+	return c.content.ReadHead(b.(*memory.Growing).Backend, h)
+}
+
+func (c growing) ReadSnapshot(b storage.Backend, s storage.Snapshot) (storagetest.Files, error) {
+	return c.content.ReadSnapshot(b.(*memory.Growing).Backend, s)
+}
+
+func TestGrowing(t *testing.T) {
+	n := 0
+	storagetest.Run(t, func(*testing.T) storage.Backend {
+		n++
+		return &memory.Growing{Backend: memory.New(memory.Config{Name: fmt.Sprintf("grow%d", n), Capacity: 1 << 30}), Host: func() int64 { return 2 << 30 }}
+	}, storagetest.Options{
+		Content: growing{},
+		Reopen:  func(_ *testing.T, old storage.Backend) storage.Backend { return old.(*memory.Growing).Reopen() },
+	})
+}
+
 func TestMounts(t *testing.T) {
 	b := memory.New(memory.Config{})
 	ctx := t.Context()

@@ -252,7 +252,7 @@ func (s suite) canceled(t *testing.T) {
 
 func (s suite) sizer(t *testing.T) {
 	e := s.new(t)
-	z, ok := e.Backend.(storage.Sizer)
+	z, ok := storage.As[storage.Sizer](e.Backend)
 	if !ok {
 		return // an optional capability
 	}

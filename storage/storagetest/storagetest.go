@@ -141,8 +141,11 @@ func Run(t *testing.T, open func(t *testing.T) storage.Backend, opt Options) {
 		t.Run("Gone", s.gone)
 	}
 	probe := open(t)
-	if _, ok := probe.(storage.NativeStreams); ok {
+	if _, ok := storage.As[storage.NativeStreams](probe); ok {
 		t.Run("Streams", s.streams)
+	}
+	if _, ok := storage.As[storage.Grower](probe); ok {
+		t.Run("Grower", s.grower)
 	}
 }
 
@@ -278,7 +281,7 @@ func (e *env) wantIDs(volume string, want ...string) {
 // native is the backend's streams.
 func (e *env) native() storage.NativeStreams {
 	e.t.Helper()
-	n, ok := e.Backend.(storage.NativeStreams)
+	n, ok := storage.As[storage.NativeStreams](e.Backend)
 	if !ok {
 		e.t.Fatal("the backend lost its NativeStreams")
 	}

@@ -67,19 +67,25 @@ func (s suite) stage(t *testing.T) {
 	}
 	_, err = e.Stage(e.ctx, spec)
 	e.is(err, api.Exists, "Stage of what is there")
-	// On a base, and given up.
-	st, err = e.Stage(e.ctx, storage.ReceiveSpec{Volume: "v", ID: "s2", Base: "s1"})
+	e.stageOnBase(want)
+}
+
+// stageOnBase gives up what begins as a copy of s1: want.
+func (e *env) stageOnBase(want Files) {
+	e.t.Helper()
+	c := e.s.opt.Content
+	st, err := e.Stage(e.ctx, storage.ReceiveSpec{Volume: "v", ID: "s2", Base: "s1"})
 	e.ok(err, "Stage on a base")
-	got, err = c.ReadStage(st)
+	got, err := c.ReadStage(st)
 	e.ok(err, "read the stage")
 	e.same(got, want, "a stage on a base")
 	e.ok(c.WriteStage(st, Files{"a": "changed"}), "write")
 	e.ok(st.Mark(e.ctx, nil), "Mark")
 	e.ok(st.Abort(e.ctx), "Abort")
 	e.ok(st.Close(), "Close")
-	e, content = e.again()
+	e, content := e.again()
 	if len(content.Partial) != 0 {
-		t.Errorf("after Abort %+v can go on", content.Partial)
+		e.t.Errorf("after Abort %+v can go on", content.Partial)
 	}
 	e.wantIDs("v", "s1")
 	e.wantSnapshot(content.Snapshots[0], want)
@@ -90,7 +96,7 @@ func (s suite) stage(t *testing.T) {
 	e.ok(st.Close(), "Close")
 	e.ok(e.DestroySnapshot(e.ctx, "v", "s3"), "DestroySnapshot of what is not complete")
 	if _, content = e.again(); len(content.Partial) != 0 {
-		t.Errorf("after DestroySnapshot %+v can go on", content.Partial)
+		e.t.Errorf("after DestroySnapshot %+v can go on", content.Partial)
 	}
 }
 
@@ -127,7 +133,7 @@ func (s suite) pingPong(t *testing.T) {
 		if !bytes.Equal(data, from.stream("v", id, base, 0)) {
 			t.Fatal("the stream is not the same each time")
 		}
-		if est, ok := from.Backend.(storage.Estimator); ok {
+		if est, ok := storage.As[storage.Estimator](from.Backend); ok {
 			n, err := est.Estimate(from.ctx, storage.SendSpec{Volume: "v", ID: id, Base: base, Format: from.native().Format()})
 			from.ok(err, "Estimate")
 			if got := int64(len(data)); n < got*8/10-4096 || n > got*12/10+4096 {

@@ -18,7 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/storage/hostfs"
 )
 
 // errNoDataset is said of a data set or snapshot that ZFS does not have.
@@ -73,7 +73,7 @@ func explain(ctx context.Context, name, verb, said string, err error) error {
 		return ctx.Err()
 	}
 	if errors.Is(err, exec.ErrNotFound) {
-		return fmt.Errorf("%w: the %s command is missing: install zfsutils-linux", errNotThere, name)
+		return fmt.Errorf("%w: the %s command is missing: install zfsutils-linux", hostfs.ErrNotThere, name)
 	}
 	said = strings.TrimSpace(said)
 	if len(said) > 1000 {
@@ -84,11 +84,11 @@ func explain(ctx context.Context, name, verb, said string, err error) error {
 		text string
 		err  error
 	}{
-		{"no such pool", errNotThere},
-		{"onnecting", errNotThere}, // the daemon of zfs-fuse does not run
-		{"onnect to", errNotThere},
-		{"module", errNotThere},
-		{"/dev/zfs", errNotThere},
+		{"no such pool", hostfs.ErrNotThere},
+		{"onnecting", hostfs.ErrNotThere}, // the daemon of zfs-fuse does not run
+		{"onnect to", hostfs.ErrNotThere},
+		{"module", hostfs.ErrNotThere},
+		{"/dev/zfs", hostfs.ErrNotThere},
 		{"I/O is currently suspended", unix.EIO},
 		{"dataset does not exist", errNoDataset},
 		{"could not find any snapshots to destroy", errNoDataset},
@@ -194,20 +194,15 @@ var (
 	ourView = regexp.MustCompile(`^([0-9a-f]{32})-(s-[0-9a-f]{32})$`)
 )
 
-// checkID refuses volume ids and snapshot IDs that could not be a file's name.
+// checkID is hostfs.CheckID where ids are names of files: ".new" is the end of
+// one that is being written.
 func checkID(what, s string) error {
-	ok := s != "" && len(s) <= api.MaxName && s[0] != '.' && s[0] != '-'
-	for i := 0; ok && i < len(s); i++ {
-		c := s[i]
-		ok = c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_' || c == '.' || c == '-'
+	if strings.HasSuffix(s, ".new") {
+		return hostfs.BadID(what, s)
 	}
-	// ".new" is the end of a file that is being written.
-	if !ok || strings.HasSuffix(s, ".new") {
-		return &api.Error{Kind: api.Invalid, Op: "look up " + what, Object: fmt.Sprintf("%q", s), Reason: "not a valid id", Next: "use letters, digits, '_', '.' and '-', at most 128"}
-	}
-	return nil
+	return hostfs.CheckID(what, s)
 }
 
-// escape makes a branch name a file name: '~' is not allowed in branch names.
-// The end keeps a branch "x.new" apart from a file that is being written.
-func escape(branch string) string { return strings.ReplaceAll(branch, "/", "~") + "~" }
+// escape makes a branch name a file name. The end keeps a branch "x.new" apart
+// from a file that is being written.
+func escape(branch string) string { return hostfs.EscapeBranch(branch) + "~" }

@@ -14,14 +14,7 @@ import (
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/storage"
-)
-
-// MaxNote is the longest note.
-const MaxNote = 64 << 10
-
-const (
-	dataDir   = "data"
-	besideDir = ".drover/beside"
+	"github.com/drover-data/drover/storage/hostfs"
 )
 
 // headFile is DIR/heads/VOLUME/BRANCH.
@@ -42,13 +35,6 @@ func checkKey(key storage.HeadKey) error {
 	return api.CheckBranchName(key.Branch)
 }
 
-func checkNote(note []byte) error {
-	if len(note) > MaxNote {
-		return &api.Error{Kind: api.Invalid, Op: "write note", Reason: fmt.Sprintf("the note has %d bytes, at most %d are allowed", len(note), MaxNote)}
-	}
-	return nil
-}
-
 func (b *Backend) headPath(key storage.HeadKey) string {
 	return b.path("heads", key.Volume, escape(key.Branch))
 }
@@ -56,16 +42,29 @@ func (b *Backend) headPath(key storage.HeadKey) string {
 // readHead reads a head's file.
 func (b *Backend) readHead(op string, key storage.HeadKey) (headFile, error) {
 	var f headFile
-	err := readJSON(b.headPath(key), &f)
+	err := hostfs.ReadJSONAt(b.headPath(key), &f)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return f, &api.Error{Kind: api.NotFound, Op: op, Object: key.String(), Reason: "there is no such head in pool " + b.cfg.Source}
+		return f, hostfs.NoHead(op, key, b.cfg.Source)
 	case err != nil:
 		return f, err
 	case f.Volume != key.Volume || f.Branch != key.Branch || !ourTree.MatchString(f.Tree):
 		return f, fmt.Errorf("its file says that it is %s@%s", f.Volume, f.Branch)
 	}
 	return f, nil
+}
+
+// onKey does something about a head while its volume is locked.
+func (b *Backend) onKey(ctx context.Context, op string, key storage.HeadKey, f func() error) error {
+	if err := checkKey(key); err != nil {
+		return err
+	}
+	unlock, err := b.enter(ctx, key.Volume)
+	if err == nil {
+		defer unlock()
+		err = f()
+	}
+	return b.fail(op, key.String(), err)
 }
 
 // CreateHead implements storage.Backend.
@@ -77,13 +76,8 @@ func (b *Backend) CreateHead(ctx context.Context, spec storage.HeadSpec) (storag
 
 func (b *Backend) createHead(ctx context.Context, op string, spec storage.HeadSpec) (storage.Head, error) {
 	var none storage.Head
-	if err := errors.Join(checkKey(spec.Key), checkNote(spec.Note)); err != nil {
+	if err := hostfs.CheckSpec(spec, checkID); err != nil {
 		return none, err
-	}
-	if spec.From != "" {
-		if err := errors.Join(checkID("snapshot", spec.From), checkID("volume", spec.Source())); err != nil {
-			return none, err
-		}
 	}
 	unlock, err := b.enter(ctx, spec.Key.Volume)
 	if err != nil {
@@ -94,7 +88,7 @@ func (b *Backend) createHead(ctx context.Context, op string, spec storage.HeadSp
 	case err == nil && f.From == spec.From:
 		return b.head(ctx, f)
 	case err == nil:
-		return none, &api.Error{Kind: api.Exists, Op: op, Object: spec.Key.String(), Reason: fmt.Sprintf("it is there already and began as %q, not as %q", f.From, spec.From), Next: "remove it first"}
+		return none, hostfs.BeganOtherwise(op, spec, f.From)
 	case !api.Is(err, api.NotFound):
 		return none, err
 	}
@@ -110,7 +104,7 @@ func (b *Backend) createHead(ctx context.Context, op string, spec storage.HeadSp
 		return none, err
 	}
 	f := headFile{spec.Key.Volume, spec.Key.Branch, tree, spec.Size, spec.From, time.Now().UTC(), spec.Note}
-	if err := writeJSON(b.headPath(spec.Key), f); err != nil {
+	if err := hostfs.WriteJSONAt(b.headPath(spec.Key), f); err != nil {
 		return none, err
 	}
 	return b.head(ctx, f)
@@ -153,34 +147,32 @@ func (b *Backend) beginTree(ctx context.Context, op, volume, from string, size i
 
 func (b *Backend) fillTree(tree string) error {
 	dir := b.treeDir(tree)
-	for _, d := range []struct {
-		name string
-		mode os.FileMode
-	}{{"", 0o700}, {dataDir, 0o755}, {".drover", 0o700}, {besideDir, 0o700}} {
-		at := filepath.Join(dir, d.name)
-		if err := os.Mkdir(at, d.mode); err != nil && !os.IsExist(err) {
-			return err
-		}
-		// The process's umask does not decide how an empty volume looks.
-		if err := os.Chmod(at, d.mode); err != nil {
-			return err
-		}
-		if err := syncDir(at); err != nil {
-			return err
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return err
+	}
+	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	err = hostfs.MakeTree(fd)
+	unix.Close(fd)
+	for _, d := range []string{"", hostfs.DataDir, hostfs.OwnDir, hostfs.BesideDir} {
+		if err == nil {
+			err = hostfs.SyncDir(filepath.Join(dir, d))
 		}
 	}
-	return nil
+	return err
 }
 
 // mountTree mounts a tree that is not mounted, as after a reboot.
 func (b *Backend) mountTree(ctx context.Context, tree string) error {
-	if _, err := os.Lstat(filepath.Join(b.treeDir(tree), dataDir)); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Lstat(filepath.Join(b.treeDir(tree), hostfs.DataDir)); !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
 	if err := b.mountDataset(ctx, b.treeName(tree)); err != nil {
 		return err
 	}
-	_, err := os.Lstat(filepath.Join(b.treeDir(tree), dataDir))
+	_, err := os.Lstat(filepath.Join(b.treeDir(tree), hostfs.DataDir))
 	return err
 }
 
@@ -192,22 +184,16 @@ func refquota(size int64) string {
 }
 
 // Head implements storage.Backend.
-func (b *Backend) Head(ctx context.Context, key storage.HeadKey) (storage.Head, error) {
+func (b *Backend) Head(ctx context.Context, key storage.HeadKey) (h storage.Head, err error) {
 	const op = "look up head"
-	if err := checkKey(key); err != nil {
-		return storage.Head{}, err
-	}
-	unlock, err := b.enter(ctx, key.Volume)
-	if err != nil {
-		return storage.Head{}, b.fail(op, key.String(), err)
-	}
-	defer unlock()
-	f, err := b.readHead(op, key)
-	if err != nil {
-		return storage.Head{}, b.fail(op, key.String(), err)
-	}
-	h, err := b.head(ctx, f)
-	return h, b.fail(op, key.String(), err)
+	err = b.onKey(ctx, op, key, func() error {
+		f, err := b.readHead(op, key)
+		if err == nil {
+			h, err = b.head(ctx, f)
+		}
+		return err
+	})
+	return h, err
 }
 
 // head describes a head.
@@ -229,7 +215,7 @@ func (b *Backend) describeHead(ctx context.Context, f headFile, props map[string
 	}
 	return storage.Head{
 		Key: storage.HeadKey{Volume: f.Volume, Branch: f.Branch}, Size: f.Size,
-		Used: number(props[b.treeName(f.Tree)]["usedbydataset"]), Dir: filepath.Join(b.treeDir(f.Tree), dataDir),
+		Used: number(props[b.treeName(f.Tree)]["usedbydataset"]), Dir: filepath.Join(b.treeDir(f.Tree), hostfs.DataDir),
 		From: f.From, Created: f.Created, Note: f.Note, Nested: nested,
 	}, nil
 }
@@ -278,7 +264,7 @@ func (b *Backend) scanHeads(ctx context.Context) (heads []storage.Head, strange 
 func (b *Backend) headFiles() (files []headFile, strange []string, err error) {
 	err = b.eachTwo("heads", func(volume, name, path string) {
 		var f headFile
-		switch err := readJSON(path, &f); {
+		switch err := hostfs.ReadJSONAt(path, &f); {
 		case errors.Is(err, os.ErrNotExist):
 		case err != nil || f.Volume != volume || escape(f.Branch) != name || !ourTree.MatchString(f.Tree):
 			strange = append(strange, path)
@@ -322,7 +308,7 @@ func (b *Backend) eachTwo(dir string, f func(volume, name, path string), strange
 // SetNote implements storage.Backend.
 func (b *Backend) SetNote(ctx context.Context, key storage.HeadKey, note []byte) error {
 	const op = "write note"
-	if err := errors.Join(checkKey(key), checkNote(note)); err != nil {
+	if err := errors.Join(checkKey(key), hostfs.CheckNote(note)); err != nil {
 		return err
 	}
 	unlock, err := b.enter(ctx, key.Volume)
@@ -333,7 +319,7 @@ func (b *Backend) SetNote(ctx context.Context, key storage.HeadKey, note []byte)
 	f, err := b.readHead(op, key)
 	if err == nil {
 		f.Note = note
-		err = writeJSON(b.headPath(key), f)
+		err = hostfs.WriteJSONAt(b.headPath(key), f)
 	}
 	return b.fail(op, key.String(), err)
 }
@@ -341,18 +327,10 @@ func (b *Backend) SetNote(ctx context.Context, key storage.HeadKey, note []byte)
 // Resize implements storage.Sizer.
 func (b *Backend) Resize(ctx context.Context, key storage.HeadKey, size int64) error {
 	const op = "resize head"
-	if err := checkKey(key); err != nil {
-		return err
-	}
 	if size < 0 {
-		return &api.Error{Kind: api.Invalid, Op: op, Object: key.String(), Reason: "the size is negative"}
+		return hostfs.CheckSize(op, key, size, 0)
 	}
-	unlock, err := b.enter(ctx, key.Volume)
-	if err != nil {
-		return b.fail(op, key.String(), err)
-	}
-	defer unlock()
-	return b.fail(op, key.String(), b.resize(ctx, op, key, size))
+	return b.onKey(ctx, op, key, func() error { return b.resize(ctx, op, key, size) })
 }
 
 func (b *Backend) resize(ctx context.Context, op string, key storage.HeadKey, size int64) error {
@@ -369,15 +347,15 @@ func (b *Backend) resize(ctx context.Context, op string, key storage.HeadKey, si
 		if err != nil {
 			return err
 		}
-		if used := number(props[name]["referenced"]); used > size {
-			return &api.Error{Kind: api.Exhausted, Op: op, Object: key.String(), Reason: fmt.Sprintf("its files take %d bytes, more than the wanted %d", used, size), Next: fmt.Sprintf("give at least %d bytes", used)}
+		if err := hostfs.CheckSize(op, key, size, number(props[name]["referenced"])); err != nil {
+			return err
 		}
 	}
 	if _, err := b.zfs(ctx, nil, "set", refquota(size), name); err != nil {
 		return err
 	}
 	f.Size = size
-	return writeJSON(b.headPath(key), f)
+	return hostfs.WriteJSONAt(b.headPath(key), f)
 }
 
 // settle waits until what was written is counted: the kernel's pages are
@@ -403,36 +381,30 @@ func (b *Backend) flush(tree string) error {
 // tree stays while snapshots of it do.
 func (b *Backend) DestroyHead(ctx context.Context, key storage.HeadKey) error {
 	const op = "destroy head"
-	if err := checkKey(key); err != nil {
-		return err
-	}
-	unlock, err := b.enter(ctx, key.Volume)
-	if err != nil {
-		return b.fail(op, key.String(), err)
-	}
-	defer unlock()
-	f, err := b.readHead(op, key)
-	if api.Is(err, api.NotFound) {
+	return b.onKey(ctx, op, key, func() error {
+		f, err := b.readHead(op, key)
+		if api.Is(err, api.NotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		mounts, err := b.mountsOf(f.Tree)
+		if err != nil {
+			return err
+		}
+		if err := hostfs.Unused(op, key, mounts); err != nil {
+			return err
+		}
+		if err := removeFile(b.headPath(key)); err != nil {
+			return err
+		}
+		if err := b.sweep(ctx); err != nil {
+			return err
+		}
+		_ = b.shed(ctx, f.Tree) // space that may come back later
 		return nil
-	}
-	if err != nil {
-		return b.fail(op, key.String(), err)
-	}
-	mounts, err := b.mountsOf(f.Tree)
-	if err != nil {
-		return b.fail(op, key.String(), err)
-	}
-	if len(mounts) > 0 {
-		return &api.Error{Kind: api.InUse, Op: op, Object: key.String(), Reason: "it is mounted at " + mounts[0], Next: "stop its users, then unmount it"}
-	}
-	if err := removeFile(b.headPath(key)); err != nil {
-		return b.fail(op, key.String(), err)
-	}
-	if err := b.sweep(ctx); err != nil {
-		return b.fail(op, key.String(), err)
-	}
-	_ = b.shed(ctx, f.Tree) // space that may come back later
-	return nil
+	})
 }
 
 // shed gives back what a tree without a head took since its youngest snapshot.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/storage"
+	"github.com/drover-data/drover/storage/hostfs"
 )
 
 // incomingFile is DIR/incoming/VOLUME/ID/spec.json.
@@ -54,43 +55,19 @@ func (in *incoming) spoolPath() string {
 
 func (in *incoming) object() string { return in.file.Volume + "@" + in.file.ID }
 
-// claim takes the right to fill a snapshot; false when somebody has it.
-func (b *Backend) claim(volume, id string) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	k := volume + "/" + id
-	if _, taken := b.busy[k]; taken {
-		return false
-	}
-	b.busy[k] = nil
-	return true
-}
-
-func (b *Backend) release(volume, id string) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	delete(b.busy, volume+"/"+id)
-}
-
 // beginIncoming opens what is arriving, as far as it had come. The caller makes
 // or brings back its content.
 func (b *Backend) beginIncoming(ctx context.Context, op string, spec storage.ReceiveSpec, format string, open func(*incoming) error) error {
-	if err := errors.Join(checkID("volume", spec.Volume), checkID("snapshot", spec.ID), checkNote(spec.Note)); err != nil {
+	if err := hostfs.CheckArrival(spec, checkID); err != nil {
 		return err
 	}
-	if spec.Base != "" {
-		if err := checkID("snapshot", spec.Base); err != nil {
-			return err
-		}
-	}
-	object := spec.Volume + "@" + spec.ID
 	unlock, err := b.enter(ctx, spec.Volume)
 	if err != nil {
 		return err
 	}
 	defer unlock()
 	if _, err := b.readSnapshot(op, spec.Volume, spec.ID); err == nil {
-		return &api.Error{Kind: api.Exists, Op: op, Object: object, Reason: "the snapshot is there already"}
+		return hostfs.IsThere(op, spec.Volume, spec.ID)
 	} else if !api.Is(err, api.NotFound) {
 		return err
 	}
@@ -99,8 +76,8 @@ func (b *Backend) beginIncoming(ctx context.Context, op string, spec storage.Rec
 			return err
 		}
 	}
-	if !b.claim(spec.Volume, spec.ID) {
-		return &api.Error{Kind: api.InUse, Op: op, Object: object, Reason: "it is arriving already", Next: "wait until the other session has ended"}
+	if !b.busy.Take(spec.Volume, spec.ID) {
+		return hostfs.Arriving(op, spec.Volume, spec.ID)
 	}
 	in, err := b.openIncoming(ctx, op, spec, format)
 	if err == nil {
@@ -108,19 +85,17 @@ func (b *Backend) beginIncoming(ctx context.Context, op string, spec storage.Rec
 			in.letGo()
 			return err
 		}
-		b.mu.Lock()
-		b.busy[spec.Volume+"/"+spec.ID] = in
-		b.mu.Unlock()
+		b.busy.Set(spec.Volume, spec.ID, in)
 		return nil
 	}
-	b.release(spec.Volume, spec.ID)
+	b.busy.Release(spec.Volume, spec.ID)
 	return err
 }
 
 func (b *Backend) openIncoming(ctx context.Context, op string, spec storage.ReceiveSpec, format string) (*incoming, error) {
 	want := incomingFile{Volume: spec.Volume, ID: spec.ID, Base: spec.Base, Note: spec.Note, Format: format, Stream: spec.Stream}
 	in := &incoming{b: b}
-	err := readJSON(filepath.Join(b.incomingDir(spec.Volume, spec.ID), "spec.json"), &in.file)
+	err := hostfs.ReadJSONAt(filepath.Join(b.incomingDir(spec.Volume, spec.ID), "spec.json"), &in.file)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
@@ -162,7 +137,7 @@ func (b *Backend) incomingSpecs() ([]incomingFile, error) {
 	var strange []string
 	err := b.eachTwo("incoming", func(volume, id, path string) {
 		var f incomingFile
-		if readJSON(filepath.Join(path, "spec.json"), &f) == nil && f.Volume == volume && f.ID == id {
+		if hostfs.ReadJSONAt(filepath.Join(path, "spec.json"), &f) == nil && f.Volume == volume && f.ID == id {
 			specs = append(specs, f)
 		}
 	}, &strange)
@@ -174,7 +149,7 @@ func (b *Backend) keepPartial(c *storage.Content) (partial []storage.ReceiveSpec
 	var drop [][2]string
 	err = b.eachTwo("incoming", func(volume, id, path string) {
 		var f incomingFile
-		bad := readJSON(filepath.Join(path, "spec.json"), &f) != nil || f.Volume != volume || f.ID != id || !f.canGoOn()
+		bad := hostfs.ReadJSONAt(filepath.Join(path, "spec.json"), &f) != nil || f.Volume != volume || f.ID != id || !f.canGoOn()
 		if _, err := os.Lstat(b.snapPath(volume, id)); bad || err == nil {
 			drop = append(drop, [2]string{volume, id})
 			return
@@ -189,11 +164,11 @@ func (b *Backend) keepPartial(c *storage.Content) (partial []storage.ReceiveSpec
 			c.Strange = append(c.Strange, b.incomingDir(d[0], d[1]))
 			continue
 		}
-		if !b.claim(d[0], d[1]) { // in use: Recover was called late
+		if !b.busy.Take(d[0], d[1]) { // in use: Recover was called late
 			continue
 		}
 		err := b.dropIncoming(d[0], d[1])
-		b.release(d[0], d[1])
+		b.busy.Release(d[0], d[1])
 		if err != nil {
 			return nil, err
 		}
@@ -213,14 +188,14 @@ func (in *incoming) letGo() {
 	if in.free != nil {
 		in.free()
 	}
-	in.b.release(in.file.Volume, in.file.ID)
+	in.b.busy.Release(in.file.Volume, in.file.ID)
 }
 
 func (in *incoming) abort(ctx context.Context) error {
 	if in.closed {
 		return nil
 	}
-	unlock, err := in.b.locks.lock(ctx, in.file.Volume)
+	unlock, err := in.b.locks.Lock(ctx, in.file.Volume)
 	if err != nil {
 		return err
 	}
@@ -236,7 +211,7 @@ func (in *incoming) abort(ctx context.Context) error {
 // checkTree refuses a tree that is not shaped like ours: a stream may hold
 // anything, and what is published is trusted from then on.
 func (b *Backend) checkTree(tree string) error {
-	for _, d := range []string{dataDir, ".drover", besideDir} {
+	for _, d := range []string{hostfs.DataDir, ".drover", hostfs.BesideDir} {
 		st, err := os.Lstat(filepath.Join(b.treeDir(tree), d))
 		if err != nil || !st.IsDir() {
 			return damaged(fmt.Sprintf("it has no directory %s", d))
@@ -247,10 +222,6 @@ func (b *Backend) checkTree(tree string) error {
 
 func damaged(reason string) error {
 	return &api.Error{Kind: api.Damaged, Op: "receive snapshot", Reason: reason, Next: "send it again from its beginning"}
-}
-
-func isClosed(op, object string) error {
-	return &api.Error{Kind: api.Invalid, Op: op, Object: object, Reason: "this handle was closed"}
 }
 
 // stage implements storage.Stage.
@@ -277,7 +248,7 @@ func (b *Backend) Stage(ctx context.Context, spec storage.ReceiveSpec) (storage.
 		if err != nil {
 			return err
 		}
-		return writeJSON(in.specPath(), in.file)
+		return hostfs.WriteJSONAt(in.specPath(), in.file)
 	})
 	if err != nil {
 		return nil, b.fail(op, spec.Volume+"@"+spec.ID, err)
@@ -285,9 +256,11 @@ func (b *Backend) Stage(ctx context.Context, spec storage.ReceiveSpec) (storage.
 	return s, nil
 }
 
-func (s *stage) Dir() string { return filepath.Join(s.in.b.treeDir(s.in.file.Tree), dataDir) }
+func (s *stage) Dir() string { return filepath.Join(s.in.b.treeDir(s.in.file.Tree), hostfs.DataDir) }
 
-func (s *stage) Beside() string { return filepath.Join(s.in.b.treeDir(s.in.file.Tree), besideDir) }
+func (s *stage) Beside() string {
+	return filepath.Join(s.in.b.treeDir(s.in.file.Tree), hostfs.BesideDir)
+}
 
 func (s *stage) Marked() []byte { return s.in.file.Marked }
 
@@ -295,14 +268,14 @@ func (s *stage) Marked() []byte { return s.in.file.Marked }
 func (s *stage) Mark(ctx context.Context, note []byte) error {
 	const op = "mark stage"
 	if s.in.closed {
-		return isClosed(op, s.in.object())
+		return hostfs.Closed(op, s.in.object())
 	}
 	return s.in.b.fail(op, s.in.object(), s.mark(ctx, note))
 }
 
 func (s *stage) mark(ctx context.Context, note []byte) error {
 	b, next := s.in.b, s.in.file
-	if err := errors.Join(ctx.Err(), checkNote(note)); err != nil {
+	if err := errors.Join(ctx.Err(), hostfs.CheckNote(note)); err != nil {
 		return err
 	}
 	if err := b.flush(next.Tree); err != nil {
@@ -323,7 +296,7 @@ func (s *stage) mark(ctx context.Context, note []byte) error {
 	} else if err != nil {
 		return err
 	}
-	if err := writeJSON(s.in.specPath(), next); err != nil {
+	if err := hostfs.WriteJSONAt(s.in.specPath(), next); err != nil {
 		return err
 	}
 	old := s.in.file.Mark
@@ -338,7 +311,7 @@ func (s *stage) mark(ctx context.Context, note []byte) error {
 func (s *stage) Commit(ctx context.Context) (storage.Snapshot, error) {
 	const op = "commit stage"
 	if s.in.closed {
-		return storage.Snapshot{}, isClosed(op, s.in.object())
+		return storage.Snapshot{}, hostfs.Closed(op, s.in.object())
 	}
 	snap, err := s.commit(ctx)
 	return snap, s.in.b.fail(op, s.in.object(), err)
@@ -347,7 +320,7 @@ func (s *stage) Commit(ctx context.Context) (storage.Snapshot, error) {
 func (s *stage) commit(ctx context.Context) (storage.Snapshot, error) {
 	var none storage.Snapshot
 	b, file := s.in.b, s.in.file
-	unlock, err := b.locks.lock(ctx, file.Volume)
+	unlock, err := b.locks.Lock(ctx, file.Volume)
 	if err != nil {
 		return none, err
 	}

@@ -31,7 +31,6 @@ package zfs
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -42,6 +41,7 @@ import (
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/storage"
+	"github.com/drover-data/drover/storage/hostfs"
 )
 
 // Config is where the pool lies.
@@ -55,32 +55,20 @@ type Config struct {
 // Backend is a pool on ZFS. See package storage for the contract.
 type Backend struct {
 	cfg   Config
-	locks keyed
+	locks hostfs.Locks
+	busy  hostfs.Claims[incoming]
 
 	mu       sync.Mutex
-	busy     map[string]*incoming // guarded by mu: by "volume/id"; nil while it is being opened
-	making   map[string]int       // guarded by mu: data sets and snapshots that no file names yet
-	sending  map[string]int       // guarded by mu: snapshots that are being sent
-	fidelity *storage.Fidelity    // guarded by mu; nil until probed
-	version  string               // guarded by mu; of the pool, "" until asked
+	making   map[string]int    // guarded by mu: data sets and snapshots that no file names yet
+	sending  map[string]int    // guarded by mu: snapshots that are being sent
+	fidelity *storage.Fidelity // guarded by mu; nil until probed
+	version  string            // guarded by mu; of the pool, "" until asked
 }
 
 var (
 	_ storage.Backend = (*Backend)(nil)
 	_ storage.Sizer   = (*Backend)(nil)
 )
-
-const (
-	marker     = "drover-pool.json"
-	poolFormat = 1
-)
-
-type markerFile struct {
-	Format int `json:"format"`
-}
-
-// errNotThere marks a pool that is not at its place.
-var errNotThere = errors.New("the pool is not there")
 
 // New gives the backend of a pool. It does not look at it: a pool that is not
 // there is described by Info and makes everything else Unavailable.
@@ -93,7 +81,7 @@ func New(cfg Config) (*Backend, error) {
 		return nil, &api.Error{Kind: api.Invalid, Op: op, Object: cfg.Source, Reason: "not the name of a data set", Next: "give one such as tank/drover"}
 	}
 	cfg.Dir = filepath.Clean(cfg.Dir)
-	return &Backend{cfg: cfg, busy: map[string]*incoming{}, making: map[string]int{}, sending: map[string]int{}}, nil
+	return &Backend{cfg: cfg, making: map[string]int{}, sending: map[string]int{}}, nil
 }
 
 // Init makes the data set a pool; it is created if it is not there. For a pool
@@ -142,7 +130,12 @@ func (b *Backend) init(ctx context.Context) error {
 			return err
 		}
 	}
-	return writeJSON(b.path(marker), markerFile{Format: poolFormat})
+	root, err := unix.Open(b.cfg.Dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(root)
+	return hostfs.WriteMarker(root)
 }
 
 // adopt takes a data set that is there, if it is empty or was begun by Init.
@@ -160,7 +153,7 @@ func (b *Backend) adopt(ctx context.Context) error {
 		}
 	}
 	own := props[b.cfg.Source]
-	known := map[string]bool{"heads": true, "snapshots": true, "incoming": true, "t": true, "v": true, marker: true, marker + ".new": true}
+	known := map[string]bool{"heads": true, "snapshots": true, "incoming": true, "t": true, "v": true, hostfs.Marker: true, hostfs.Marker + ".new": true}
 	if own["mounted"] == "yes" {
 		if err := onlyKnown(own["mountpoint"], known, refuse); err != nil {
 			return err
@@ -210,105 +203,61 @@ func (b *Backend) present(ctx context.Context) error {
 	}
 	props, zerr := b.get(ctx, []string{"mounted", "mountpoint"}, b.cfg.Source, false)
 	if zerr != nil {
-		return fmt.Errorf("%w: %w", errNotThere, zerr)
+		return fmt.Errorf("%w: %w", hostfs.ErrNotThere, zerr)
 	}
 	own := props[b.cfg.Source]
 	if own["mounted"] == "yes" || own["mountpoint"] != b.cfg.Dir {
-		return fmt.Errorf("%w: %s is mounted at %s and has no %s at %s", errNotThere, b.cfg.Source, own["mountpoint"], marker, b.cfg.Dir)
+		return fmt.Errorf("%w: %s is mounted at %s and has no %s at %s", hostfs.ErrNotThere, b.cfg.Source, own["mountpoint"], hostfs.Marker, b.cfg.Dir)
 	}
 	if err := os.MkdirAll(b.cfg.Dir, 0o700); err != nil {
 		return err
 	}
 	if _, zerr := b.zfs(ctx, nil, "mount", b.cfg.Source); zerr != nil {
-		return fmt.Errorf("%w: %w", errNotThere, zerr)
+		return fmt.Errorf("%w: %w", hostfs.ErrNotThere, zerr)
 	}
 	if err := b.checkMarker(); err != nil {
-		return fmt.Errorf("%w: %w", errNotThere, err)
+		return fmt.Errorf("%w: %w", hostfs.ErrNotThere, err)
 	}
 	return nil
 }
 
 func (b *Backend) checkMarker() error {
-	var m markerFile
-	err := readJSON(b.path(marker), &m)
-	switch {
-	case errors.Is(err, os.ErrNotExist):
-		return err
-	case err != nil:
-		return fmt.Errorf("%w: %w", errNotThere, err)
-	case m.Format != poolFormat:
-		return &api.Error{Kind: api.Unsupported, Op: "open pool", Object: b.cfg.Source, Reason: fmt.Sprintf("its format is %d, this version knows %d", m.Format, poolFormat), Next: "upgrade Drover on this node"}
+	root, err := unix.Open(b.cfg.Dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return b.unreadable(err)
 	}
-	return nil
+	defer unix.Close(root)
+	return b.unreadable(hostfs.CheckMarker(root, b.cfg.Dir))
+}
+
+// unreadable makes what is no refusal and no absence mean that the pool is gone.
+func (b *Backend) unreadable(err error) error {
+	var refused *api.Error
+	if err == nil || errors.Is(err, os.ErrNotExist) || errors.As(err, &refused) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", hostfs.ErrNotThere, err)
 }
 
 // Close lets go of arrivals whose handles nobody closed; these must not be in
 // use any more.
 func (b *Backend) Close() error {
-	b.mu.Lock()
-	left := b.busy
-	b.busy = map[string]*incoming{}
-	b.mu.Unlock()
-	for _, in := range left {
-		if in != nil {
-			in.letGo()
-		}
+	for _, in := range b.busy.Drain() {
+		in.letGo()
 	}
 	return nil
 }
 
 // fail turns what happened into an *api.Error; nil stays nil.
 func (b *Backend) fail(op, object string, err error) error {
-	if err == nil {
-		return nil
-	}
-	var known *api.Error
-	if errors.As(err, &known) {
-		return err
-	}
-	e := &api.Error{Kind: api.Internal, Op: op, Object: object, Err: err}
-	switch {
-	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		e.Kind = api.Canceled
-	case errors.Is(err, errNotThere), errors.Is(err, unix.ENOTCONN):
-		e.Kind, e.Next = api.Unavailable, "import the pool (zpool import "+poolOf(b.cfg.Source)+"), then try again"
-	case errors.Is(err, unix.ENOSPC):
-		e.Kind, e.Reason, e.Next = api.Exhausted, "the pool "+b.cfg.Source+" is full", "delete volumes or snapshots, or make the pool larger"
-	case errors.Is(err, unix.EDQUOT):
-		e.Kind, e.Reason, e.Next = api.Exhausted, "the size limit is reached", "resize the volume"
-	case errors.Is(err, unix.EROFS):
-		e.Kind, e.Reason, e.Next = api.ReadOnly, "the pool "+b.cfg.Source+" is read-only", "look at zpool status"
-	case errors.Is(err, unix.EIO), errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO), errors.Is(err, unix.ESTALE):
-		e.Kind, e.Next = api.Unavailable, "look at zpool status"
-	case errors.Is(err, unix.EBUSY):
-		e.Kind = api.InUse
-	}
-	return e
-}
-
-// keyed is a mutex for each key.
-type keyed struct {
-	mu sync.Mutex
-	m  map[string]chan struct{} // guarded by mu; a full channel is locked
-}
-
-func (k *keyed) lock(ctx context.Context, key string) (unlock func(), err error) {
-	k.mu.Lock()
-	if k.m == nil {
-		k.m = map[string]chan struct{}{}
-	}
-	c := k.m[key]
-	if c == nil {
-		c = make(chan struct{}, 1)
-		k.m[key] = c
-	}
-	k.mu.Unlock()
-	select {
-	case c <- struct{}{}:
-		return func() { <-c }, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
+	return hostfs.Wording{
+		Pool: b.cfg.Source, Limits: true,
+		NotThere: "import the pool (zpool import " + poolOf(b.cfg.Source) + "), then try again",
+		Full:     "delete volumes or snapshots, or make the pool larger",
+		ReadOnly: "look at zpool status",
+		Device:   "look at zpool status",
+		Damaged:  "look at zpool status",
+	}.Fail(op, object, err)
 }
 
 // enter is the beginning of every method that works on one volume.
@@ -319,7 +268,7 @@ func (b *Backend) enter(ctx context.Context, volume string) (func(), error) {
 	if err := b.present(ctx); err != nil {
 		return nil, err
 	}
-	return b.locks.lock(ctx, volume)
+	return b.locks.Lock(ctx, volume)
 }
 
 // hold keeps sweep away from something no file names yet.
@@ -345,58 +294,13 @@ func (b *Backend) treeName(tree string) string { return b.cfg.Source + "/t/" + t
 
 func (b *Backend) treeDir(tree string) string { return b.path("t", tree) }
 
-func readJSON(path string, v any) error {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	return json.Unmarshal(data, v)
-}
-
-// writeJSON replaces a file atomically and durably.
-func writeJSON(path string, v any) error {
-	data, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	tmp := path + ".new"
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(append(data, '\n'))
-	if err == nil {
-		err = f.Sync()
-	}
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	if err == nil {
-		err = os.Rename(tmp, path)
-	}
-	if err != nil {
-		_ = os.Remove(tmp)
-		return err
-	}
-	return syncDir(filepath.Dir(path))
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
-}
-
 // makeDirs makes DIR/a/b with its entries durable.
 func (b *Backend) makeDirs(rel ...string) error {
 	at := b.cfg.Dir
 	for _, r := range rel {
 		next := filepath.Join(at, r)
 		if err := os.Mkdir(next, 0o700); err == nil {
-			if err := syncDir(at); err != nil {
+			if err := hostfs.SyncDir(at); err != nil {
 				return err
 			}
 		} else if !os.IsExist(err) {
@@ -417,7 +321,7 @@ func removeFile(path string) error {
 		}
 		return err
 	}
-	if err := syncDir(dir); err != nil {
+	if err := hostfs.SyncDir(dir); err != nil {
 		return err
 	}
 	_ = os.Remove(dir) // only when it is empty; nothing depends on it

@@ -11,6 +11,7 @@ import (
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/storage"
+	"github.com/drover-data/drover/storage/hostfs"
 )
 
 // receive implements storage.Receive. zfs receive cannot go on where it was cut
@@ -69,7 +70,7 @@ func (r *receive) open(op string) error {
 	if _, err := r.in.spool.ReadAt(r.head, 0); err != nil && len(r.head) > 0 {
 		return err
 	}
-	return writeJSON(r.in.specPath(), file)
+	return hostfs.WriteJSONAt(r.in.specPath(), file)
 }
 
 func (r *receive) Offset() int64 { return r.in.file.Kept }
@@ -77,7 +78,7 @@ func (r *receive) Offset() int64 { return r.in.file.Kept }
 // Write implements io.Writer.
 func (r *receive) Write(p []byte) (int, error) {
 	if r.err == nil && r.in.closed {
-		r.err = isClosed("receive snapshot", r.in.object())
+		r.err = hostfs.Closed("receive snapshot", r.in.object())
 	}
 	if r.err != nil {
 		return 0, r.err
@@ -132,7 +133,7 @@ func (r *receive) Checkpoint(ctx context.Context) (int64, error) {
 	case r.err != nil:
 		return r.in.file.Kept, r.err
 	case r.in.closed:
-		return r.in.file.Kept, isClosed(op, r.in.object())
+		return r.in.file.Kept, hostfs.Closed(op, r.in.object())
 	case ctx.Err() != nil:
 		return r.in.file.Kept, r.in.b.fail(op, r.in.object(), ctx.Err())
 	}
@@ -140,7 +141,7 @@ func (r *receive) Checkpoint(ctx context.Context) (int64, error) {
 	if err == nil {
 		next := r.in.file
 		next.Kept = r.size
-		if err = writeJSON(r.in.specPath(), next); err == nil {
+		if err = hostfs.WriteJSONAt(r.in.specPath(), next); err == nil {
 			r.in.file = next
 		}
 	}
@@ -151,7 +152,7 @@ func (r *receive) Checkpoint(ctx context.Context) (int64, error) {
 // dropped: going on with it would never help.
 func (r *receive) Commit(ctx context.Context) (storage.Snapshot, error) {
 	if r.err == nil && r.in.closed {
-		r.err = isClosed("receive snapshot", r.in.object())
+		r.err = hostfs.Closed("receive snapshot", r.in.object())
 	}
 	if r.err != nil {
 		return storage.Snapshot{}, r.err
@@ -171,7 +172,7 @@ func (r *receive) Commit(ctx context.Context) (storage.Snapshot, error) {
 func (r *receive) forget() {
 	if r.in.file.Kept > 0 {
 		r.in.file.Kept = 0
-		_ = writeJSON(r.in.specPath(), r.in.file) // otherwise it fails again, the same way
+		_ = hostfs.WriteJSONAt(r.in.specPath(), r.in.file) // otherwise it fails again, the same way
 	}
 }
 
@@ -185,7 +186,7 @@ func (r *receive) commit(ctx context.Context) (storage.Snapshot, error) {
 	if err != nil {
 		return none, err
 	}
-	unlock, err := b.locks.lock(ctx, file.Volume)
+	unlock, err := b.locks.Lock(ctx, file.Volume)
 	if err != nil {
 		return none, err
 	}

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/drover-data/drover/storage"
+	"github.com/drover-data/drover/storage/hostfs"
 )
 
 // Recover implements storage.Backend.
@@ -84,8 +85,8 @@ func (b *Backend) tidy(c *storage.Content) error {
 	}
 	for _, n := range names {
 		switch name := n.Name(); {
-		case name == "heads", name == "snapshots", name == "incoming", name == "t", name == "v", name == marker:
-		case name == marker+".new", strings.HasPrefix(name, probePrefix):
+		case name == "heads", name == "snapshots", name == "incoming", name == "t", name == "v", name == hostfs.Marker:
+		case name == hostfs.Marker+".new", strings.HasPrefix(name, probePrefix):
 			_ = os.RemoveAll(b.path(name))
 		case name == ".zfs":
 		default:

@@ -10,12 +10,10 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/storage"
+	"github.com/drover-data/drover/storage/hostfs"
 )
 
 // featureVersion is the number that pools have which know features instead.
@@ -64,19 +62,6 @@ func (b *Backend) Formats() []string { return []string{b.Format()} }
 // sendStep is one zfs send.
 type sendStep struct{ from, to string }
 
-// sendStream is a send that is running.
-type sendStream struct {
-	r      *os.File
-	b      *Backend
-	object string
-	ctx    context.Context //nolint:containedctx // the stream lives as long as Send's caller wishes
-	cancel context.CancelFunc
-	unhook func() bool
-	done   chan struct{}
-	err    error // of the commands; valid when done is closed
-	once   sync.Once
-}
-
 // Send implements storage.NativeStreams.
 func (b *Backend) Send(ctx context.Context, spec storage.SendSpec) (io.ReadCloser, error) {
 	const op = "send snapshot"
@@ -85,17 +70,14 @@ func (b *Backend) Send(ctx context.Context, spec storage.SendSpec) (io.ReadClose
 	if err != nil {
 		return nil, b.fail(op, object, err)
 	}
-	if n, err := io.CopyN(io.Discard, s, spec.Offset); err != nil {
+	if err := s.Skip(object, spec.Offset); err != nil {
 		s.Close()
-		if err == io.EOF {
-			err = &api.Error{Kind: api.Invalid, Op: op, Object: object, Reason: fmt.Sprintf("the stream has %d bytes and is to go on from %d", n, spec.Offset), Next: "begin anew"}
-		}
 		return nil, b.fail(op, object, err)
 	}
 	return s, nil
 }
 
-func (b *Backend) startSend(ctx context.Context, op string, spec storage.SendSpec) (*sendStream, error) {
+func (b *Backend) startSend(ctx context.Context, op string, spec storage.SendSpec) (*hostfs.Pump, error) {
 	if err := errors.Join(checkID("volume", spec.Volume), checkID("snapshot", spec.ID)); err != nil {
 		return nil, err
 	}
@@ -169,32 +151,22 @@ func (b *Backend) way(ctx context.Context, base, to snapFile) ([]sendStep, error
 	return steps, nil
 }
 
-func (b *Backend) stream(ctx context.Context, object string, h header, steps []sendStep) (*sendStream, error) {
-	var ends [2]int
-	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
-		return nil, err
-	}
-	// A large pipe lets ZFS and the reader work side by side.
-	_, _ = unix.FcntlInt(uintptr(ends[0]), unix.F_SETPIPE_SZ, 1<<20)
-	// Not blocking, so that Close ends a Read that waits.
-	_ = unix.SetNonblock(ends[0], true)
-	s := &sendStream{r: os.NewFile(uintptr(ends[0]), "send"), done: make(chan struct{}), b: b, object: object}
-	s.ctx, s.cancel = context.WithCancel(ctx)
+func (b *Backend) stream(ctx context.Context, object string, h header, steps []sendStep) (*hostfs.Pump, error) {
 	b.mark(steps, 1)
-	w := os.NewFile(uintptr(ends[1]), "send")
-	go func() {
-		defer close(s.done)
+	s, err := hostfs.NewPump(ctx, func(err error) error { return b.fail("send snapshot", object, err) }, func(ctx context.Context, w *os.File) error {
 		defer b.mark(steps, -1)
-		defer w.Close()
-		_, s.err = w.Write(h.bytes())
+		_, err := w.Write(h.bytes())
 		for _, st := range steps {
-			if s.err == nil {
-				s.err = sendOne(s.ctx, w, st)
+			if err == nil {
+				err = sendOne(ctx, w, st)
 			}
 		}
-	}()
-	s.unhook = context.AfterFunc(ctx, func() { s.once.Do(func() { s.r.Close() }) })
-	return s, nil
+		return err
+	})
+	if err != nil {
+		b.mark(steps, -1)
+	}
+	return s, err
 }
 
 // mark counts what is being sent.
@@ -221,34 +193,5 @@ func sendOne(ctx context.Context, w *os.File, st sendStep) error {
 	if err := cmd.Run(); err != nil {
 		return explain(ctx, "zfs", "send", said.String(), err)
 	}
-	return nil
-}
-
-// Read implements io.Reader. The end of the pipe is the end of the stream only
-// when every command says that it sent all.
-func (s *sendStream) Read(p []byte) (int, error) {
-	n, err := s.r.Read(p)
-	if n > 0 || err == nil {
-		return n, nil
-	}
-	if e := s.ctx.Err(); e != nil {
-		return 0, s.b.fail("send snapshot", s.object, e)
-	}
-	if err != io.EOF {
-		return 0, s.b.fail("send snapshot", s.object, err)
-	}
-	<-s.done
-	if s.err != nil {
-		return 0, s.b.fail("send snapshot", s.object, s.err)
-	}
-	return 0, io.EOF
-}
-
-// Close implements io.Closer: the commands end.
-func (s *sendStream) Close() error {
-	s.unhook()
-	s.cancel()
-	s.once.Do(func() { s.r.Close() })
-	<-s.done
 	return nil
 }

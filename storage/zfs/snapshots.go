@@ -14,6 +14,7 @@ import (
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/storage"
+	"github.com/drover-data/drover/storage/hostfs"
 )
 
 // snapFile is DIR/snapshots/VOLUME/ID.
@@ -41,10 +42,10 @@ func (b *Backend) snapPath(volume, id string) string { return b.path("snapshots"
 // readSnapshot reads a snapshot's file.
 func (b *Backend) readSnapshot(op, volume, id string) (snapFile, error) {
 	var f snapFile
-	err := readJSON(b.snapPath(volume, id), &f)
+	err := hostfs.ReadJSONAt(b.snapPath(volume, id), &f)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
-		return f, &api.Error{Kind: api.NotFound, Op: op, Object: volume + "@" + id, Reason: "there is no such snapshot in pool " + b.cfg.Source}
+		return f, hostfs.NoSnapshot(op, volume, id, b.cfg.Source)
 	case err != nil:
 		return f, err
 	case f.Volume != volume || f.ID != id || !ourTree.MatchString(f.Tree):
@@ -62,7 +63,7 @@ func (b *Backend) Snapshot(ctx context.Context, key storage.HeadKey, id string, 
 
 func (b *Backend) snapshotHead(ctx context.Context, op string, key storage.HeadKey, id string, note []byte) (storage.Snapshot, error) {
 	var none storage.Snapshot
-	if err := errors.Join(checkKey(key), checkID("snapshot", id), checkNote(note)); err != nil {
+	if err := errors.Join(checkKey(key), checkID("snapshot", id), hostfs.CheckNote(note)); err != nil {
 		return none, err
 	}
 	unlock, err := b.enter(ctx, key.Volume)
@@ -86,8 +87,8 @@ func (b *Backend) snapshotHead(ctx context.Context, op string, key storage.HeadK
 	if err != nil {
 		return none, err
 	}
-	if len(nested) > 0 {
-		return none, &api.Error{Kind: api.Unsupported, Op: op, Object: key.String(), Reason: "a snapshot would leave out what is mounted inside: " + strings.Join(nested, ", "), Next: "unmount these file systems, or make them directories"}
+	if err := hostfs.WouldLeaveOut(op, key, nested, "unmount these file systems, or make them directories"); err != nil {
+		return none, err
 	}
 	if err := b.admit(ctx, op, key.String(), forSnapshot, 0); err != nil {
 		return none, err
@@ -153,7 +154,7 @@ func (b *Backend) publish(f snapFile) error {
 	if err := b.makeDirs("snapshots", f.Volume); err != nil {
 		return err
 	}
-	return writeJSON(b.snapPath(f.Volume, f.ID), f)
+	return hostfs.WriteJSONAt(b.snapPath(f.Volume, f.ID), f)
 }
 
 // retire destroys a snapshot or, while clones need it, puts it aside under
@@ -185,7 +186,7 @@ func (b *Backend) describeSnapshot(ctx context.Context, f snapFile, used int64) 
 	}
 	return storage.Snapshot{
 		ID: f.ID, Volume: f.Volume, Lineage: f.GUID, Order: f.Order, Created: f.Created, Used: used, Note: f.Note,
-		Dir: filepath.Join(dir, dataDir), Beside: filepath.Join(dir, besideDir),
+		Dir: filepath.Join(dir, hostfs.DataDir), Beside: filepath.Join(dir, hostfs.BesideDir),
 	}, nil
 }
 
@@ -200,10 +201,10 @@ func (b *Backend) view(ctx context.Context, f snapFile) (string, error) {
 		return filepath.Join(direct, f.name()), nil
 	}
 	dir := b.path("v", f.Tree+"-"+f.name())
-	if _, err := os.Lstat(filepath.Join(dir, dataDir)); err == nil {
+	if _, err := os.Lstat(filepath.Join(dir, hostfs.DataDir)); err == nil {
 		return dir, nil
 	}
-	unlock, err := b.locks.lock(ctx, "view "+f.Tree) // no volume's id
+	unlock, err := b.locks.Lock(ctx, "view "+f.Tree) // no volume's id
 	if err != nil {
 		return "", err
 	}
@@ -219,7 +220,7 @@ func (b *Backend) view(ctx context.Context, f snapFile) (string, error) {
 	case err != nil:
 		return "", err
 	}
-	_, err = os.Lstat(filepath.Join(dir, dataDir))
+	_, err = os.Lstat(filepath.Join(dir, hostfs.DataDir))
 	return dir, err
 }
 
@@ -276,7 +277,7 @@ func (b *Backend) scanSnapshots(ctx context.Context, volume string) (list []stor
 func (b *Backend) snapFiles() (files []snapFile, strange []string, err error) {
 	err = b.eachTwo("snapshots", func(volume, id, path string) {
 		var f snapFile
-		switch err := readJSON(path, &f); {
+		switch err := hostfs.ReadJSONAt(path, &f); {
 		case errors.Is(err, os.ErrNotExist):
 		case err != nil || f.Volume != volume || f.ID != id || !ourTree.MatchString(f.Tree):
 			strange = append(strange, path)
@@ -304,9 +305,9 @@ func (b *Backend) DestroySnapshot(ctx context.Context, volume, id string) error 
 }
 
 func (b *Backend) destroySnapshot(ctx context.Context, op, volume, id string) error {
-	if b.claim(volume, id) {
+	if b.busy.Take(volume, id) {
 		err := b.dropIncoming(volume, id)
-		b.release(volume, id)
+		b.busy.Release(volume, id)
 		if err != nil {
 			return err
 		}
@@ -337,7 +338,7 @@ func (b *Backend) destroySnapshot(ctx context.Context, op, volume, id string) er
 // unlist removes a snapshot's view and its file; nobody makes the view anew
 // in between. While somebody looks at it, it stays.
 func (b *Backend) unlist(ctx context.Context, f snapFile) error {
-	unlock, err := b.locks.lock(ctx, "view "+f.Tree) // no volume's id
+	unlock, err := b.locks.Lock(ctx, "view "+f.Tree) // no volume's id
 	if err != nil {
 		return err
 	}
@@ -390,7 +391,7 @@ func (b *Backend) known() (known, error) {
 // no clone needs. It looks at ZFS first and at the files after that, so that
 // what is published meanwhile is found in one of them.
 func (b *Backend) sweep(ctx context.Context) error {
-	unlock, err := b.locks.lock(ctx, "sweep all") // no volume's id
+	unlock, err := b.locks.Lock(ctx, "sweep all") // no volume's id
 	if err != nil {
 		return err
 	}

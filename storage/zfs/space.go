@@ -11,6 +11,7 @@ import (
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/storage"
+	"github.com/drover-data/drover/storage/hostfs"
 )
 
 // watermark is what is kept free of data: 5 % of the pool, at least 128 MiB and
@@ -112,9 +113,23 @@ func (b *Backend) keeps(readOnly bool) (storage.Fidelity, error) {
 	if readOnly { // nothing is brought here anyway
 		return storage.Full(), nil
 	}
-	f, err := probe(b.cfg.Dir)
+	f, err := b.probe()
 	if err == nil {
 		b.fidelity = &f
 	}
+	return f, err
+}
+
+// probePrefix is how what a killed probe left can be told.
+const probePrefix = ".probe-"
+
+// probe finds out what the data set's file system keeps.
+func (b *Backend) probe() (storage.Fidelity, error) {
+	root, err := unix.Open(b.cfg.Dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return storage.Fidelity{}, err
+	}
+	defer unix.Close(root)
+	f, _, err := hostfs.Probe(root, probePrefix+newName())
 	return f, err
 }

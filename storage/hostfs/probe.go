@@ -1,8 +1,8 @@
-package zfs
+package hostfs
 
 import (
 	"errors"
-	"os"
+	"fmt"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -10,30 +10,31 @@ import (
 	"github.com/drover-data/drover/storage"
 )
 
-// probePrefix is how what a killed probe left can be told.
-const probePrefix = ".probe-"
-
-// probe finds out what the file system mounted at root keeps, by trying it.
-func probe(root string) (f storage.Fidelity, err error) {
-	scratch, err := os.MkdirTemp(root, probePrefix)
-	if err != nil {
-		return f, err
+// Probe finds out what a file system keeps, and whether files can share their
+// blocks, by trying it in the directory at/name, which is made and removed.
+func Probe(at int, name string) (f storage.Fidelity, reflink bool, err error) {
+	if err := unix.Mkdirat(at, name, 0o700); err != nil {
+		return f, false, err
 	}
-	defer os.RemoveAll(scratch)
-	dir, err := unix.Open(scratch, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	defer func() {
+		if e := RemoveTree(at, name, nil); err == nil {
+			err = e
+		}
+	}()
+	dir, err := OpenDir(at, name)
 	if err != nil {
-		return f, err
+		return f, false, err
 	}
 	defer unix.Close(dir)
-	at := func(n string) string { return scratch + "/" + n }
 	const file = "Aa"
+	path := fmt.Sprintf("/proc/self/fd/%d/%s", dir, file)
 	fd, err := unix.Openat(dir, file, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600)
 	if err != nil {
-		return f, err
+		return f, false, err
 	}
 	defer unix.Close(fd)
 	if _, err := unix.Pwrite(fd, make([]byte, 8192), 0); err != nil {
-		return f, err
+		return f, false, err
 	}
 	var st, other unix.Stat_t
 	f.CaseSensitive = unix.Fstatat(dir, "aA", &other, 0) == unix.ENOENT
@@ -41,21 +42,26 @@ func probe(root string) (f storage.Fidelity, err error) {
 	f.Owners = unix.Fstat(fd, &st) == nil && st.Uid == 70001 && st.Gid == 70002
 	_ = unix.Fchmod(fd, 0o6741)
 	f.Modes = unix.Fstat(fd, &st) == nil && st.Mode&0o7777 == 0o6741
-	f.TimeGrain, f.TimeMax = probeTimes(at(file))
-	f.Xattrs = unix.Setxattr(at(file), "user.drover", []byte("x"), 0) == nil && unix.Setxattr(at(file), "trusted.drover", []byte("x"), 0) == nil
+	f.TimeGrain, f.TimeMax = probeTimes(path)
+	f.Xattrs = unix.Setxattr(path, "user.drover", []byte("x"), 0) == nil && unix.Setxattr(path, "trusted.drover", []byte("x"), 0) == nil
 	acl := []byte{2, 0, 0, 0, 1, 0, 6, 0, 255, 255, 255, 255, 2, 0, 4, 0, 5, 0, 0, 0, 4, 0, 4, 0, 255, 255, 255, 255, 16, 0, 4, 0, 255, 255, 255, 255, 32, 0, 0, 0, 255, 255, 255, 255}
-	f.ACLs = unix.Setxattr(at(file), "system.posix_acl_access", acl, 0) == nil
+	f.ACLs = unix.Setxattr(path, "system.posix_acl_access", acl, 0) == nil
 	f.HardLinks = unix.Linkat(dir, file, dir, "hard", 0) == nil
 	f.Symlinks = unix.Symlinkat("x", dir, "sym") == nil
 	f.Devices = unix.Mknodat(dir, "null", unix.S_IFCHR|0o600, int(unix.Mkdev(1, 3))) == nil && unix.Mknodat(dir, "loop", unix.S_IFBLK|0o600, int(unix.Mkdev(7, 0))) == nil
 	f.FIFOs = unix.Mknodat(dir, "fifo", unix.S_IFIFO|0o600, 0) == nil && unix.Mknodat(dir, "sock", unix.S_IFSOCK|0o600, 0) == nil
 	f.Sparse = probeSparse(dir)
 	var fs unix.Statfs_t
-	if err := unix.Statfs(root, &fs); err != nil {
-		return f, err
+	if err := unix.Fstatfs(dir, &fs); err != nil {
+		return f, false, err
 	}
 	f.NameBytes = int(fs.Namelen)
-	return f, nil
+	clone, err := unix.Openat(dir, "clone", unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return f, false, err
+	}
+	defer unix.Close(clone)
+	return f, unix.IoctlFileClone(clone, fd) == nil, nil
 }
 
 // farFuture lies in the year 2445, which ext4 and XFS keep; what keeps that is
