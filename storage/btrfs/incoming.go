@@ -92,6 +92,9 @@ func (b *Backend) beginIncoming(ctx context.Context, op string, spec storage.Rec
 	}
 	defer unlock()
 	if err := faccess(p.root, snapshotPath(spec.Volume, spec.ID)); err == nil {
+		if err := commitTransaction(p.root); err != nil {
+			return nil, err
+		}
 		return nil, &api.Error{Kind: api.Exists, Op: op, Object: object, Reason: "the snapshot is there already"}
 	} else if err != unix.ENOENT {
 		return nil, err

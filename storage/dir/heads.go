@@ -145,7 +145,7 @@ func (b *Backend) createHead(ctx context.Context, op string, spec storage.HeadSp
 	defer unlock()
 	switch h, err := b.head(p, op, spec.Key, true); {
 	case err == nil && h.From == spec.From:
-		return h, nil
+		return h, p.settle("heads", spec.Key.Volume)
 	case err == nil:
 		return none, &api.Error{Kind: api.Exists, Op: op, Object: spec.Key.String(), Reason: fmt.Sprintf("it is there already and began as %q, not as %q", h.From, spec.From), Next: "remove it first"}
 	case !api.Is(err, api.NotFound):

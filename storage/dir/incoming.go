@@ -82,6 +82,9 @@ func (b *Backend) stage(ctx context.Context, op string, spec storage.ReceiveSpec
 	}
 	defer unlock()
 	if err := faccess(p.root, snapshotPath(spec.Volume, spec.ID)); err == nil {
+		if err := p.settle("snapshots", spec.Volume); err != nil {
+			return nil, err
+		}
 		return nil, &api.Error{Kind: api.Exists, Op: op, Object: object, Reason: "the snapshot is there already"}
 	} else if err != unix.ENOENT {
 		return nil, err
