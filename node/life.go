@@ -12,10 +12,10 @@ import (
 	"reflect"
 	"time"
 
-	"github.com/google/renameio/v2"
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/cluster"
+	"github.com/drover-data/drover/internal/durable"
 	"github.com/drover-data/drover/state"
 	"github.com/drover-data/drover/state/etcd"
 )
@@ -268,14 +268,14 @@ func (u *unit) startMember(ctx context.Context) error {
 const startFile = "start.json"
 
 func writeStart(c cluster.Config, start cluster.MemberStart) error {
-	if err := os.MkdirAll(c.StateDir(), 0o700); err != nil {
+	if err := durable.MkdirAll(c.StateDir(), 0o700); err != nil {
 		return err
 	}
 	text, err := json.Marshal(start)
 	if err != nil {
 		return err
 	}
-	return renameio.WriteFile(filepath.Join(c.StateDir(), startFile), text, 0o600)
+	return durable.WriteFile(filepath.Join(c.StateDir(), startFile), text, 0o600)
 }
 
 func readStart(c cluster.Config) (start cluster.MemberStart, found bool, err error) {
