@@ -129,6 +129,12 @@ func (d *Disk) Cut(t testing.TB, events int) {
 	d.must(t, request{What: "cut", Events: events})
 }
 
+// Off reports whether the power is off.
+func (d *Disk) Off(t testing.TB) bool {
+	t.Helper()
+	return d.must(t, request{What: "off"}).Number == 1
+}
+
 // Tape is a recording of the disk's.
 type Tape struct {
 	d *Disk

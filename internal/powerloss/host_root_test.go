@@ -28,10 +28,12 @@ func TestHostLosesPower(t *testing.T) {
 				do   func() error
 				file string
 			}{
-				"identity":      {func() error { return auth.WriteIdentity(filepath.Join(data, "identity"), []byte("bundle"), []byte("ca")) }, "identity/" + auth.IdentityFile},
+				"identity": {func() error {
+					return auth.WriteIdentity(filepath.Join(data, "identity"), []byte("bundle"), []byte("ca"))
+				}, "identity/" + auth.IdentityFile},
 				"configuration": {cluster.Config{Cluster: "c", Name: "n", DataDir: data}.Save, cluster.ConfigFile},
 				"revoked keys":  {func() error { return auth.WriteCRL(filepath.Join(place, auth.CRLFile), nil) }, "../../" + auth.CRLFile},
-				"pool file": {func() error { return loopfile.Ensure(t.Context(), pool) }, "pools/default.img"},
+				"pool file":     {func() error { return loopfile.Ensure(t.Context(), pool) }, "pools/default.img"},
 			} {
 				empty.Load(t, empty.End, Keep, 0)
 				d.Mount(t, place, "")

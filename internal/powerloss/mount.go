@@ -2,6 +2,8 @@ package powerloss
 
 import (
 	"os/exec"
+	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -13,6 +15,24 @@ func (d *Disk) Format(t testing.TB, mkfs ...string) {
 	if out, err := exec.Command(mkfs[0], append(mkfs[1:], d.path)...).CombinedOutput(); err != nil {
 		t.Fatalf("%q: %v: %s", mkfs, err, out)
 	}
+}
+
+// Attach gives a loop device on the disk, which whoever cannot see the file may
+// mount. detach lets go of it, once it is not mounted anywhere.
+func (d *Disk) Attach(t testing.TB) (device string, detach func()) {
+	t.Helper()
+	out, err := exec.Command("losetup", "--find", "--show", d.path).CombinedOutput()
+	if err != nil {
+		t.Fatalf("attach the disk: %v: %s", err, out)
+	}
+	device = strings.TrimSpace(string(out))
+	detach = sync.OnceFunc(func() {
+		if out, err := exec.Command("losetup", "--detach", device).CombinedOutput(); err != nil {
+			t.Errorf("detach the disk: %v: %s", err, out)
+		}
+	})
+	t.Cleanup(detach)
+	return device, detach
 }
 
 // Mount attaches the disk to a loop device and mounts it. What is still

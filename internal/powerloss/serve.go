@@ -169,6 +169,11 @@ func (s *server) do(q request) (answer, error) {
 	switch q.What {
 	case "position":
 		return answer{Number: len(s.rec.log)}, nil
+	case "off":
+		if s.off {
+			return answer{Number: 1}, nil
+		}
+		return answer{}, nil
 	case "cut":
 		s.off = q.Events <= 0
 		s.cutAt = len(s.rec.log) + q.Events
