@@ -47,7 +47,15 @@ const statusEvery = 10 * time.Second
 // heartbeat keeps the node's lease, with what the node says of itself.
 func (u *unit) heartbeat(ctx context.Context) error {
 	for ctx.Err() == nil {
-		lease, lost, err := u.kv.Lease(ctx, state.LeaseTTL)
+		err := u.cluster.Fits(ctx)
+		if api.Is(err, api.Unsupported) {
+			return err
+		}
+		var lease int64
+		var lost <-chan struct{}
+		if err == nil {
+			lease, lost, err = u.kv.Lease(ctx, state.LeaseTTL)
+		}
 		if err == nil {
 			err = u.alive(ctx, lease, lost)
 		}
@@ -75,7 +83,7 @@ func (u *unit) alive(ctx context.Context, lease int64, lost <-chan struct{}) err
 	ticker := time.NewTicker(statusEvery)
 	defer ticker.Stop()
 	for {
-		now := api.NodeStatus{Online: true, Software: u.cfg.Version, API: cluster.APIVersion, Boot: string(boot[:len(boot)-1]), Pools: coarse(u.agent.Pools())}
+		now := api.NodeStatus{Online: true, Software: u.cfg.Version, API: api.Speaks().Newest, Oldest: api.Speaks().Oldest, Boot: string(boot[:len(boot)-1]), Pools: coarse(u.agent.Pools())}
 		if !reflect.DeepEqual(now, said) {
 			said = now
 			now.Seen = time.Now().UTC()
