@@ -23,6 +23,13 @@ var binary string
 
 func TestMain(m *testing.M) {
 	powerloss.Main()
+	if os.Getenv(dumpEnvironment) != "" {
+		if err := dump(context.Background()); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if len(os.Args) > 1 && os.Args[1] == lab.HostCommand {
 		os.Exit(lab.HostMain(os.Args[2:]))
 	}
