@@ -38,6 +38,9 @@ func (s *Service) Fits(ctx context.Context) error {
 		c, _, err = state.TheCluster.Get(tx, "cluster")
 		return err
 	})
+	if api.Is(err, api.NotFound) {
+		return nil // the first node, which is about to make it
+	}
 	if err != nil {
 		return err
 	}
