@@ -3,11 +3,14 @@
 package e2e
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -56,6 +59,22 @@ exec %s "$@"
 	return disk, path
 }
 
+// cycle cuts a host's power now, lets its disk forget, and gives the power back.
+func (w *world) cycle(host string, disk *hostDisk, mode powerloss.Mode, state uint64) {
+	w.t.Helper()
+	disk.Cut(w.t, 0)
+	if err := w.host(host).PowerOff(w.t.Context()); err != nil {
+		w.t.Fatal(err)
+	}
+	disk.detach()
+	tape := disk.Eject(w.t)
+	tape.Load(w.t, tape.End, mode, state)
+	disk.plug(w.t)
+	if err := w.host(host).PowerOn(w.t.Context()); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
 // losePower moves a volume to and fro between node1 and node2. Each time the
 // power of node2 goes at some moment of the move, its disk forgets what was not
 // flushed (or all but an arbitrary part of it), and the power comes back. Its
@@ -83,17 +102,7 @@ func losePower(t *testing.T, rounds int, seed uint64) {
 			for i := 0; i < 50 && !disk.Off(t); i++ {
 				wait(t.Context(), 100*time.Millisecond)
 			}
-			disk.Cut(t, 0)
-			if err := w.host("node2").PowerOff(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-			disk.detach()
-			tape := disk.Eject(t)
-			tape.Load(t, tape.End, mode, state)
-			disk.plug(t)
-			if err := w.host("node2").PowerOn(t.Context()); err != nil {
-				t.Fatal(err)
-			}
+			w.cycle("node2", disk, mode, state)
 		}
 		w.until("the volume is on "+to, func() error {
 			if owner := w.owner("node3", "vol"); owner != to {
@@ -126,3 +135,59 @@ func losePower(t *testing.T, rounds int, seed uint64) {
 }
 
 func TestMoveLosesPower(t *testing.T) { losePower(t, 2, 1) }
+
+// TestAcknowledgedSurvivesPowerLoss: a cluster of one node has everything on a
+// disk that forgets, and loses power the moment that a command was answered.
+func TestAcknowledgedSurvivesPowerLoss(t *testing.T) {
+	disk, drover := onDisk(t, "node1")
+	w := newWorldOf(t, 1, "1G", drover)
+	volumes := func(want string) func() error {
+		return func() error {
+			out, err := w.try("node1", "drover", "volume", "ls", "-o", "json")
+			var list []struct {
+				Name string `json:"name"`
+				Size int64  `json:"size"`
+			}
+			if err == nil {
+				err = json.Unmarshal([]byte(out), &list)
+			}
+			var got []string
+			for _, v := range list {
+				got = append(got, fmt.Sprintf("%s:%d", v.Name, v.Size>>20))
+			}
+			slices.Sort(got)
+			if text := strings.Join(got, " "); err != nil || text != want {
+				return fmt.Errorf("there is %q, not %q: %v", text, want, err)
+			}
+			return nil
+		}
+	}
+	holds := func(volume, want string) func() error {
+		return func() error {
+			out, err := w.try("node1", "docker", "run", "--rm", "--volume-driver", "drover", "-v", volume+":/d", image, "cat", "/d/f")
+			if err != nil || out != want {
+				return fmt.Errorf("%s holds %q, not %q: %v", volume, out, want, err)
+			}
+			return nil
+		}
+	}
+	for _, step := range []struct {
+		name  string
+		do    func()
+		check []func() error
+	}{
+		{"init", func() {}, []func() error{volumes("")}},
+		{"create", func() { w.run("node1", "drover", "volume", "create", "vol", "--size", "100M") }, []func() error{volumes("vol:100")}},
+		{"write", func() { w.busybox("node1", "vol", "echo one > /d/f; sync /d/f; sync /d") }, []func() error{holds("vol", "one")}},
+		{"resize", func() { w.run("node1", "drover", "volume", "resize", "vol", "200M") }, []func() error{volumes("vol:200")}},
+		{"copy", func() { w.run("node1", "drover", "volume", "create", "copy", "--from", "vol") }, []func() error{volumes("copy:0 vol:200"), holds("copy", "one")}},
+		{"delete", func() { w.run("node1", "drover", "volume", "rm", "vol") }, []func() error{volumes("copy:0")}},
+		{"restore", func() { w.run("node1", "drover", "volume", "restore", "vol") }, []func() error{volumes("copy:0 vol:200"), holds("vol", "one"), holds("copy", "one")}},
+	} {
+		step.do()
+		w.cycle("node1", disk, powerloss.Drop, 0)
+		for _, check := range step.check {
+			w.until("what was answered to "+step.name+" is so", check)
+		}
+	}
+}

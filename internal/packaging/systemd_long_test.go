@@ -304,7 +304,9 @@ func TestDebianUnderSystemd(t *testing.T) {
 		t.Helper()
 		return strings.Count(m.run("docker", "exec", "app", "cat", "/d/numbers"), "\n")
 	}
-	started := func() string { return m.run("docker", "inspect", "-f", "{{.State.StartedAt}} {{.RestartCount}}", "app") }
+	started := func() string {
+		return m.run("docker", "inspect", "-f", "{{.State.StartedAt}} {{.RestartCount}}", "app")
+	}
 	first := started()
 	// goesOn checks that the same container goes on writing to the same volume.
 	goesOn := func() {
@@ -329,7 +331,9 @@ func TestDebianUnderSystemd(t *testing.T) {
 	}
 	goesOn()
 
-	pids := func() [3]int { return [3]int{m.number(agent, "MainPID"), m.number(state, "MainPID"), m.number(docker, "MainPID")} }
+	pids := func() [3]int {
+		return [3]int{m.number(agent, "MainPID"), m.number(state, "MainPID"), m.number(docker, "MainPID")}
+	}
 	before := pids()
 	m.run("systemctl", "restart", agent)
 	if now := pids(); now[0] == before[0] || now[1] != before[1] || now[2] != before[2] {
