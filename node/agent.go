@@ -130,7 +130,7 @@ func Agent(ctx context.Context, cfg Config) error {
 // anything is touched. Without the store's answer nothing is known against it: the
 // volumes of this host are served, and the question is asked again.
 func (u *unit) fits(ctx context.Context) error {
-	const patience = 3 * time.Second
+	const patience = time.Second
 	asking, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	if err := u.cluster.Fits(asking); api.Is(err, api.Unsupported) {

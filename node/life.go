@@ -225,7 +225,7 @@ func (u *unit) watchNodes(ctx context.Context, online map[string]bool) error {
 }
 
 // followMembership turns what the node's record says about its part in the
-// state store into what the state unit needs to start.
+// state store into what the state unit needs to start, and into its certificate.
 func (u *unit) followMembership(ctx context.Context) error {
 	if u.node.External != nil {
 		return nil
@@ -234,7 +234,7 @@ func (u *unit) followMembership(ctx context.Context) error {
 	defer ticker.Stop()
 	for {
 		if err := u.startMember(ctx); err != nil && ctx.Err() == nil && !api.Is(err, api.Unavailable) {
-			u.cfg.Log.Warn("cannot become a member of the state store", "error", err)
+			u.cfg.Log.Warn("cannot take the part in the state store that the node's record says", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -245,14 +245,18 @@ func (u *unit) followMembership(ctx context.Context) error {
 }
 
 func (u *unit) startMember(ctx context.Context) error {
-	if _, err := os.Stat(filepath.Join(u.node.StateDir(), "member")); err == nil && u.control() {
-		return nil
-	}
 	var rec api.Node
 	err := u.store.View(ctx, func(tx *state.Tx) (err error) {
 		rec, _, err = state.Nodes.Get(tx, u.node.Name)
 		return err
 	})
+	if err == nil && u.control() && !rec.Control && rec.Member == api.MemberNone {
+		// It is a control node no more: it is being drained. With a certificate that
+		// says so it asks others for what it may not do itself any longer.
+		err = u.keeper.Renew(ctx, u.network.Renew)
+		u.network.Cut()
+		return err
+	}
 	if err != nil || rec.Member == api.MemberNone || rec.Member == "" {
 		return err
 	}
