@@ -12,7 +12,6 @@ import (
 	"reflect"
 	"time"
 
-
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/cluster"
 	"github.com/drover-data/drover/internal/durable"

@@ -58,7 +58,7 @@ const (
 type Offer struct {
 	Protocol   int              `json:"protocol"`         // the newest that the source speaks
 	Oldest     int              `json:"oldest,omitempty"` // the oldest; 0: only the newest
-	Volume     string           `json:"volume"` // id
+	Volume     string           `json:"volume"`           // id
 	Branch     string           `json:"branch"`
 	Move       string           `json:"move,omitempty"` // the wish this is part of, for the target's permission check
 	Pool       string           `json:"pool"`

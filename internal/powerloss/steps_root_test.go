@@ -24,9 +24,6 @@ import (
 type step struct {
 	name string
 	do   func(ctx context.Context, b storage.Backend) error
-	// parts: the step is seen to happen bit by bit, so in its middle the pool need
-	// be neither as before nor as after it.
-	parts bool
 }
 
 // rig is a pool of a kind on a disk that forgets.
