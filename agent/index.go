@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -12,6 +11,7 @@ import (
 	bolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/internal/durable"
 )
 
 // index is what the agent must know after a restart and without the store.
@@ -30,7 +30,7 @@ var (
 )
 
 func openIndex(path string) (*index, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	if err := durable.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, err
 	}
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: 2 * time.Second})
@@ -40,6 +40,10 @@ func openIndex(path string) (*index, error) {
 			next = "another agent runs with this data directory; stop it first"
 		}
 		return nil, &api.Error{Kind: api.Unavailable, Op: "open the agent's index", Object: path, Err: err, Next: next}
+	}
+	// The library flushes the file and not its name.
+	if err := durable.SyncDir(filepath.Dir(path)); err != nil {
+		return nil, errors.Join(err, db.Close())
 	}
 	err = db.Update(func(tx *bbolt.Tx) error {
 		for _, name := range [][]byte{bucketVolumes, bucketNames, bucketJournal, bucketPrepared, bucketBases, bucketWaiting, bucketPools, bucketArriving, bucketCopies} {

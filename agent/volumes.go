@@ -32,12 +32,14 @@ func (a *Agent) Create(ctx context.Context, c api.CreateVolume) error {
 	}
 	v, err := a.find(ctx, ref.Volume)
 	switch {
-	case err == nil && (ref.At != "" || ref.Back != 0):
-		_, err := a.branch(v, ref)
-		return err
 	case err == nil:
+		if ref.At != "" || ref.Back != 0 {
+			if _, err := a.branch(v, ref); err != nil {
+				return err
+			}
+		}
 		if c.Size != 0 && c.Size != v.Size {
-			return &api.Error{Kind: api.Exists, Op: "create volume", Object: c.Name, Reason: fmt.Sprintf("it exists with a size of %d bytes", v.Size), Next: fmt.Sprintf("leave the size out, or drover volume resize %s %d", c.Name, c.Size)}
+			return &api.Error{Kind: api.Exists, Op: "create volume", Object: c.Name, Reason: fmt.Sprintf("it exists with a size of %d bytes", v.Size), Next: fmt.Sprintf("leave the size out, or drover volume resize %s %d", v.Name, c.Size)}
 		}
 		return nil
 	case !api.Is(err, api.NotFound):
@@ -194,7 +196,7 @@ func (a *Agent) Get(ctx context.Context, name string) (Known, error) {
 		return Known{}, err
 	}
 	if v, ok := a.local(ref.Volume); ok {
-		return a.known(v, ref)
+		return a.known(v, ref, name)
 	}
 	a.mu.Lock()
 	_, indexed := a.names[ref.Volume]
@@ -206,16 +208,18 @@ func (a *Agent) Get(ctx context.Context, name string) (Known, error) {
 	if err != nil {
 		return Known{}, err
 	}
-	return a.known(v, ref)
+	return a.known(v, ref, name)
 }
 
-func (a *Agent) known(v api.Volume, ref api.Ref) (Known, error) {
+// known describes a branch under the name by which it was asked for: an engine
+// compares them.
+func (a *Agent) known(v api.Volume, ref api.Ref, name string) (Known, error) {
 	branch, err := a.branch(v, ref)
 	if err != nil {
 		return Known{}, err
 	}
 	rec := v.Heads[branch]
-	k := Known{Name: ref.String(), Created: v.Created, Status: map[string]any{"id": v.ID, "node": rec.Node, "pool": rec.Pool, "epoch": rec.Epoch}}
+	k := Known{Name: name, Created: v.Created, Status: map[string]any{"id": v.ID, "node": rec.Node, "pool": rec.Pool, "epoch": rec.Epoch}}
 	if rec.Move != nil {
 		k.Status["moving to"] = rec.Move.To
 	}

@@ -48,7 +48,8 @@ type NodeStatus struct {
 	Online   bool      `json:"online" doc:"its lease is held; false is unknown, not dead"`
 	Seen     time.Time `json:"seen,omitzero" doc:"when it was last heard"`
 	Software string    `json:"software,omitempty" doc:"version of the binary"`
-	API      int       `json:"api,omitempty" doc:"version of API and transfer protocol it speaks"`
+	API      int       `json:"api,omitempty" doc:"newest version of API and transfer protocol it speaks"`
+	Oldest   int       `json:"oldestAPI,omitempty" doc:"oldest version that it still speaks; 0: only the newest"`
 	Boot     string    `json:"boot,omitempty" doc:"boot id of the kernel"`
 	Pools    []Pool    `json:"pools,omitempty"`
 }

@@ -12,10 +12,9 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/auth"
+	"github.com/drover-data/drover/internal/durable"
 )
 
 // ConfigFile is the node's configuration in its data directory. init and join
@@ -174,10 +173,10 @@ func (c Config) Save() error {
 }
 
 func writeFile(path string, data []byte) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	if err := durable.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fileError("write", path, err)
 	}
-	if err := renameio.WriteFile(path, data, 0o600, renameio.WithStaticPermissions(0o600)); err != nil {
+	if err := durable.WriteFile(path, data, 0o600); err != nil {
 		return fileError("write", path, err)
 	}
 	return nil

@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/drover-data/drover/api"
@@ -19,13 +21,6 @@ import (
 
 // MaxSkew is how far the clocks of two nodes may be apart.
 const MaxSkew = 5 * time.Second
-
-// APIVersion is the version of API and transfer protocol that this binary
-// speaks; OldestAPI is the oldest that it still understands.
-const (
-	APIVersion = 1
-	OldestAPI  = 1
-)
 
 // dialBackProtocol (ALPN) is spoken for as long as a handshake takes: the
 // control node dials the joining one under its advertised address.
@@ -42,7 +37,8 @@ type JoinRequest struct {
 	CSR      []byte    `json:"csr" doc:"certificate request, PEM"`
 	Clock    time.Time `json:"clock" doc:"its time when it sent this"`
 	Software string    `json:"software" doc:"version of its binary"`
-	API      int       `json:"api" doc:"version of API and transfer protocol it speaks"`
+	API      int       `json:"api" doc:"newest version of API and transfer protocol it speaks"`
+	Oldest   int       `json:"oldestAPI,omitempty" doc:"oldest version that it still speaks; 0: only the newest"`
 	Worker   bool      `json:"worker,omitempty" doc:"it does not want to be a member of the state store, whatever the token allows"`
 }
 
@@ -63,6 +59,8 @@ type joinFacts struct {
 	node      *api.Node    // of the name wanted; nil: it is free
 	byAddress string       // node that has one of the addresses already
 	key       string       // hash of the request's key
+	// speak is what the nodes speak that it would have to talk to.
+	speak map[string]api.Versions
 }
 
 // check decides about a request, all but the dialing back. It is pure. replay
@@ -87,8 +85,11 @@ func (r JoinRequest) check(f joinFacts) (replay bool, err error) {
 	if err := r.Validate(); err != nil {
 		return false, err
 	}
-	if r.API < OldestAPI || r.API > APIVersion {
-		return refuse(api.Unsupported, fmt.Sprintf("its version %s speaks API %d, this cluster %d to %d", r.Software, r.API, OldestAPI, APIVersion), "install the cluster's version of Drover")
+	theirs := versions(r.API, r.Oldest)
+	for _, name := range slices.Sorted(maps.Keys(f.speak)) {
+		if _, ok := theirs.Common(f.speak[name]); !ok {
+			return refuse(api.Unsupported, fmt.Sprintf("its version %s speaks API %s, and %s of this cluster API %s", r.Software, theirs, name, f.speak[name]), "install the cluster's version of Drover")
+		}
 	}
 	if skew := r.Clock.Sub(f.now); skew.Abs() > MaxSkew {
 		return refuse(api.Invalid, fmt.Sprintf("its clock says %s and the cluster's %s, %v apart; at most %v are allowed", r.Clock.UTC().Format(time.RFC3339Nano), f.now.UTC().Format(time.RFC3339Nano), skew.Abs().Round(time.Millisecond), MaxSkew), "set the clocks, for instance with chrony or systemd-timesyncd")
@@ -227,7 +228,7 @@ func PrepareJoin(c Config, token auth.Token, software string, now time.Time) (Jo
 	return JoinRequest{
 		Token: token.ID, Secret: token.Secret, Name: c.Name, Address: c.APIAddress(),
 		StateURL: c.StateURL(), PeerURL: c.PeerURL(), CSR: r.CSR, Clock: now.UTC(),
-		Software: software, API: APIVersion, Worker: !c.Candidate,
+		Software: software, API: api.Speaks().Newest, Oldest: api.Speaks().Oldest, Worker: !c.Candidate,
 	}, r, nil
 }
 

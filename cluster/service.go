@@ -156,6 +156,13 @@ func (s *Service) joinFacts(ctx context.Context, tx *state.Tx, r JoinRequest, ke
 		}
 		return nil
 	})
+	if err != nil {
+		return f, err
+	}
+	f.speak, _, err = s.spoken(ctx)
+	if f.speak != nil {
+		f.speak[s.Node] = api.Speaks()
+	}
 	return f, err
 }
 

@@ -117,3 +117,12 @@ func TestRecoverVolume(t *testing.T) {
 	w.equal(w.run("node2", "sh", "-c", "cat /var/lib/drover/pools/default/heads/*/main/data/f"), "late")
 	w.equal(w.busybox("node3", "vol", "cat /d/f"), "early")
 }
+
+// voters fails while the state store has not so many voters.
+func (w *world) voters(n int) error {
+	w.t.Helper()
+	if out, err := w.try("node1", "drover", "node", "ls"); err != nil || strings.Count(out, "voter") != n {
+		return fmt.Errorf("%v: %s", err, out)
+	}
+	return nil
+}

@@ -90,7 +90,7 @@ func put(tx *state.Tx, before api.Volume, after *api.Volume) error {
 	}
 	nodes := Concerned(*after)
 	for _, node := range nodes {
-		if err := state.Assigned.Put(tx, node+"/"+after.ID, *after); err != nil {
+		if err := state.Assigned.PutCopy(tx, node+"/"+after.ID, state.Volumes, after.ID); err != nil {
 			return err
 		}
 	}

@@ -101,6 +101,9 @@ func Agent(ctx context.Context, cfg Config) error {
 	if err := u.build(); err != nil {
 		return err
 	}
+	if err := u.fits(ctx); err != nil {
+		return err
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return u.agent.Run(ctx) })
 	listeners, err := u.listen(ctx)
@@ -121,6 +124,21 @@ func Agent(ctx context.Context, cfg Config) error {
 	}
 	u.cfg.Log.Info("agent is ready", "node", u.node.Name, "address", u.node.APIAddress(), "version", u.cfg.Version)
 	return group.Wait()
+}
+
+// fits refuses to run a version that cannot talk to the other nodes, before
+// anything is touched. Without the store's answer nothing is known against it: the
+// volumes of this host are served, and the question is asked again.
+func (u *unit) fits(ctx context.Context) error {
+	const patience = time.Second
+	asking, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if err := u.cluster.Fits(asking); api.Is(err, api.Unsupported) {
+		return err
+	} else if err != nil {
+		u.cfg.Log.Warn("whether this version fits the cluster is not known yet", "error", err)
+	}
+	return nil
 }
 
 // open reads identity and configuration and reaches for the state store.

@@ -12,10 +12,9 @@ import (
 	"reflect"
 	"time"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/cluster"
+	"github.com/drover-data/drover/internal/durable"
 	"github.com/drover-data/drover/state"
 	"github.com/drover-data/drover/state/etcd"
 )
@@ -47,7 +46,15 @@ const statusEvery = 10 * time.Second
 // heartbeat keeps the node's lease, with what the node says of itself.
 func (u *unit) heartbeat(ctx context.Context) error {
 	for ctx.Err() == nil {
-		lease, lost, err := u.kv.Lease(ctx, state.LeaseTTL)
+		err := u.cluster.Fits(ctx)
+		if api.Is(err, api.Unsupported) {
+			return err
+		}
+		var lease int64
+		var lost <-chan struct{}
+		if err == nil {
+			lease, lost, err = u.kv.Lease(ctx, state.LeaseTTL)
+		}
 		if err == nil {
 			err = u.alive(ctx, lease, lost)
 		}
@@ -75,7 +82,7 @@ func (u *unit) alive(ctx context.Context, lease int64, lost <-chan struct{}) err
 	ticker := time.NewTicker(statusEvery)
 	defer ticker.Stop()
 	for {
-		now := api.NodeStatus{Online: true, Software: u.cfg.Version, API: cluster.APIVersion, Boot: string(boot[:len(boot)-1]), Pools: coarse(u.agent.Pools())}
+		now := api.NodeStatus{Online: true, Software: u.cfg.Version, API: api.Speaks().Newest, Oldest: api.Speaks().Oldest, Boot: string(boot[:len(boot)-1]), Pools: coarse(u.agent.Pools())}
 		if !reflect.DeepEqual(now, said) {
 			said = now
 			now.Seen = time.Now().UTC()
@@ -218,7 +225,7 @@ func (u *unit) watchNodes(ctx context.Context, online map[string]bool) error {
 }
 
 // followMembership turns what the node's record says about its part in the
-// state store into what the state unit needs to start.
+// state store into what the state unit needs to start, and into its certificate.
 func (u *unit) followMembership(ctx context.Context) error {
 	if u.node.External != nil {
 		return nil
@@ -227,7 +234,7 @@ func (u *unit) followMembership(ctx context.Context) error {
 	defer ticker.Stop()
 	for {
 		if err := u.startMember(ctx); err != nil && ctx.Err() == nil && !api.Is(err, api.Unavailable) {
-			u.cfg.Log.Warn("cannot become a member of the state store", "error", err)
+			u.cfg.Log.Warn("cannot take the part in the state store that the node's record says", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -238,14 +245,18 @@ func (u *unit) followMembership(ctx context.Context) error {
 }
 
 func (u *unit) startMember(ctx context.Context) error {
-	if _, err := os.Stat(filepath.Join(u.node.StateDir(), "member")); err == nil && u.control() {
-		return nil
-	}
 	var rec api.Node
 	err := u.store.View(ctx, func(tx *state.Tx) (err error) {
 		rec, _, err = state.Nodes.Get(tx, u.node.Name)
 		return err
 	})
+	if err == nil && u.control() && !rec.Control && rec.Member == api.MemberNone {
+		// It is a control node no more: it is being drained. With a certificate that
+		// says so it asks others for what it may not do itself any longer.
+		err = u.keeper.Renew(ctx, u.network.Renew)
+		u.network.Cut()
+		return err
+	}
 	if err != nil || rec.Member == api.MemberNone || rec.Member == "" {
 		return err
 	}
@@ -269,14 +280,14 @@ func (u *unit) startMember(ctx context.Context) error {
 const startFile = "start.json"
 
 func writeStart(c cluster.Config, start cluster.MemberStart) error {
-	if err := os.MkdirAll(c.StateDir(), 0o700); err != nil {
+	if err := durable.MkdirAll(c.StateDir(), 0o700); err != nil {
 		return err
 	}
 	text, err := json.Marshal(start)
 	if err != nil {
 		return err
 	}
-	return renameio.WriteFile(filepath.Join(c.StateDir(), startFile), text, 0o600)
+	return durable.WriteFile(filepath.Join(c.StateDir(), startFile), text, 0o600)
 }
 
 func readStart(c cluster.Config) (start cluster.MemberStart, found bool, err error) {
