@@ -167,27 +167,20 @@ func inodesOf(dir string) (map[uint64]bool, error) {
 // errDiffers ends a stream at the first thing that differs.
 var errDiffers = errors.New("they differ")
 
-// differ reports whether two snapshots differ.
+// differ reports whether the content of two snapshots differs.
 func (b *Backend) differ(ctx context.Context, op, volume, base, id string) (bool, error) {
 	t := newTracker()
 	old, now, err := b.track(ctx, op, volume, base, id, t, func(e *tracked) error {
-		if path, there := e.now(); there {
-			if _, inside := inData(path); !inside {
-				return nil
-			}
-		}
-		if _, inside := inData(e.was); e.old && inside && (e.whole || e.meta || len(e.ranges) > 0) {
+		if _, inside := inData(e.was); e.old && inside && len(e.ranges) > 0 {
 			return errDiffers
 		}
 		return nil
 	})
-	if err == nil {
-		err = tell(ctx, t, old, now, func(c storage.Change) error {
-			if c.Whole || len(c.Ranges) > 0 {
-				return errDiffers
-			}
-			return onlyRead(old, now, c.Path)
-		})
+	for _, e := range t.all {
+		if err != nil {
+			break
+		}
+		err = e.onlyRead(old, now)
 	}
 	if errors.Is(err, errDiffers) {
 		return true, nil
@@ -195,14 +188,24 @@ func (b *Backend) differ(ctx context.Context, op, volume, base, id string) (bool
 	return false, err
 }
 
-// onlyRead is errDiffers unless an entry of which the stream says nothing but
-// its times is as it was, without doubt.
-func onlyRead(old, now storage.Snapshot, path string) error {
+// onlyRead is errDiffers unless an entry is as it was, without doubt: the
+// stream speaks of what was only read as well.
+func (e *tracked) onlyRead(old, now storage.Snapshot) error {
+	there, is := e.now()
+	path, isData := inData(there)
+	_, wasData := inData(e.was)
+	isData, wasData = isData && is, wasData && e.old
+	switch {
+	case !e.noted || !isData && !wasData:
+		return nil
+	case isData != wasData || e.whole || e.moved():
+		return errDiffers
+	}
 	var a, b unix.Stat_t
 	if err := errors.Join(unix.Lstat(filepath.Join(old.Dir, path), &a), unix.Lstat(filepath.Join(now.Dir, path), &b)); err != nil {
 		return err
 	}
-	if a.Ino != b.Ino || a.Ctim != b.Ctim || a.Mtim != b.Mtim || a.Size != b.Size || b.Ctim.Sec >= old.Created.Unix()-clockGrain {
+	if a.Ino != b.Ino || a.Ctim != b.Ctim || b.Ctim.Sec >= old.Created.Unix()-clockGrain {
 		return errDiffers
 	}
 	return nil

@@ -41,7 +41,6 @@ type tracked struct {
 	noted bool                // the stream says something of it
 	gone  bool
 	whole bool // made, linked or removed
-	meta  bool // more than its times can differ
 	// ranges are where its content can differ.
 	ranges []storage.Range
 }
@@ -95,11 +94,8 @@ func (t *tracker) take(c *sendstream.Command) (*tracked, error) {
 		return e, t.detach(e)
 	case sendstream.Write, sendstream.EncodedWrite, sendstream.UpdateExtent, sendstream.Clone, sendstream.Fallocate:
 		return e, e.touch(c)
-	case sendstream.Truncate, sendstream.Chmod, sendstream.Chown, sendstream.SetXattr, sendstream.RemoveXattr, sendstream.FileAttr:
-		e.meta = true
-		return e, nil
-	case sendstream.Utimes: // comes for every inode that was written anew, be it for a read
-		return e, nil
+	case sendstream.Truncate, sendstream.Chmod, sendstream.Chown, sendstream.SetXattr, sendstream.RemoveXattr, sendstream.FileAttr, sendstream.Utimes:
+		return e, nil // they come for what is as it was, too
 	}
 	return nil, wrongStream("what %s changes is not known", c.Op)
 }
