@@ -61,14 +61,16 @@ type RefLogEntry struct {
 
 // Dropped is a branch that was deleted and can be brought back.
 type Dropped struct {
-	Branch string    `json:"branch"`
-	Commit string    `json:"commit" doc:"where it pointed"`
-	Kept   string    `json:"kept,omitempty" doc:"stash with what was not committed"`
-	Node   string    `json:"node"`
-	Pool   string    `json:"pool"`
-	By     string    `json:"by"`
-	At     time.Time `json:"at"`
-	Purge  time.Time `json:"purge"`
+	Branch string `json:"branch"`
+	Commit string `json:"commit" doc:"where it pointed"`
+	Kept   string `json:"kept,omitempty" doc:"stash with what was not committed"`
+	Node   string `json:"node"`
+	Pool   string `json:"pool"`
+	// Epoch is what the head had: one that comes back has a later one.
+	Epoch uint64    `json:"epoch"`
+	By    string    `json:"by"`
+	At    time.Time `json:"at"`
+	Purge time.Time `json:"purge"`
 }
 
 // Remote is a place outside the cluster that keeps a volume's commits.
