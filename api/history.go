@@ -165,3 +165,19 @@ func CheckMessage(s string) error {
 	}
 	return nil
 }
+
+// Check refuses hooks that could not run.
+func (h Hook) Check() error {
+	const op = "set hook"
+	switch {
+	case h.Kind != "postgresql" && h.Kind != "mysql" && h.Kind != "redis" && h.Kind != "command":
+		return &Error{Kind: Invalid, Op: op, Object: fmt.Sprintf("%q", h.Kind), Reason: "there is no hook of that kind", Next: "the kinds are postgresql, mysql (for MariaDB too), redis and command"}
+	case h.Kind == "command" && len(h.Before) == 0 && len(h.After) == 0:
+		return &Error{Kind: Invalid, Op: op, Object: h.Kind, Reason: "no command is given", Next: "give one with --before, --after or both"}
+	case h.Kind != "command" && (len(h.Before) > 0 || len(h.After) > 0):
+		return &Error{Kind: Invalid, Op: op, Object: h.Kind, Reason: "only the kind command has commands of its own"}
+	case h.Deadline < 0 || h.Deadline > time.Hour:
+		return &Error{Kind: Invalid, Op: op, Object: h.Deadline.String(), Reason: "a deadline is between 0 (the default) and 1 h"}
+	}
+	return nil
+}

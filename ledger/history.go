@@ -22,7 +22,13 @@ type Change struct {
 	Tag           *Tag           `json:"tag,omitempty"`
 	Untag         *Untag         `json:"untag,omitempty"`
 	Expire        *Expire        `json:"expire,omitempty"`
+	Hook          *SetHook       `json:"hook,omitempty"`
 	ForgetDropped bool           `json:"forgetDropped,omitempty"` // those whose grace has ended
+}
+
+// SetHook sets what makes commits application-consistent; nil removes it.
+type SetHook struct {
+	Hook *api.Hook `json:"hook,omitempty"`
 }
 
 // Advance moves a branch's tip without touching the head.
@@ -134,6 +140,8 @@ func Apply(v api.Volume, c Change, now time.Time, grace time.Duration) (api.Volu
 		return untag(v, *c.Untag)
 	case c.Expire != nil:
 		return expire(v, *c.Expire)
+	case c.Hook != nil:
+		return setHook(v, *c.Hook)
 	case c.ForgetDropped:
 		return forgetDropped(v, now), nil
 	}
@@ -495,6 +503,19 @@ func expire(v api.Volume, e Expire) (api.Volume, error) {
 	return put(h), nil
 }
 
+func setHook(v api.Volume, s SetHook) (api.Volume, error) {
+	if _, _, err := head(v, v.Branch, "set hook"); err != nil {
+		return v, err
+	}
+	if s.Hook != nil {
+		if err := s.Hook.Check(); err != nil {
+			return v, err
+		}
+	}
+	v.Hook = s.Hook
+	return v, nil
+}
+
 // forgetDropped forgets branches whose grace has ended.
 func forgetDropped(v api.Volume, now time.Time) api.Volume {
 	var left []api.Dropped
@@ -512,7 +533,7 @@ func (c Change) What() string {
 	for name, set := range map[string]bool{
 		"advance": c.Advance != nil, "new branch": c.NewBranch != nil, "switch": c.Switch != nil, "reset": c.Reset != nil,
 		"drop branch": c.DropBranch != nil, "restore branch": c.RestoreBranch != nil, "rename branch": c.RenameBranch != nil,
-		"tag": c.Tag != nil, "untag": c.Untag != nil, "expire": c.Expire != nil, "forget dropped": c.ForgetDropped,
+		"tag": c.Tag != nil, "untag": c.Untag != nil, "expire": c.Expire != nil, "hook": c.Hook != nil, "forget dropped": c.ForgetDropped,
 	} {
 		if set {
 			return strings.ReplaceAll(name, " ", "-")
