@@ -7,7 +7,9 @@ package agent
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -38,6 +40,7 @@ type Ledger interface {
 	Delete(ctx context.Context, id, by string) (api.Volume, error)
 	BeginPurge(ctx context.Context, id string) (api.Volume, error)
 	Forget(ctx context.Context, id, branch, node string, epoch uint64) error
+	Change(ctx context.Context, id string, c ledger.Change) (api.Volume, error)
 }
 
 // Users finds who uses a head: processes with an open file or a mount of it.
@@ -104,8 +107,11 @@ type Agent struct {
 	names map[string]string // guarded by mu; volume names of the whole cluster -> id, as last fetched
 	fetch time.Time         // guarded by mu; when names was fetched
 	// copying are the volumes that just begin as copies.
-	copying map[string]bool // guarded by mu; by id
-	fresh   bool            // guarded by mu; the records were read from the store since the start
+	copying map[string]bool     // guarded by mu; by id
+	holds   map[string]*hold    // guarded by mu; for commits of several volumes, by token
+	stray   map[string][]string // guarded by mu; branches of which the pools held a head at the start, by volume
+	notes   notes
+	fresh   bool // guarded by mu; the records were read from the store since the start
 	moves   moves
 	// PoolsChanged is sent to when what Pools says has changed much.
 	PoolsChanged chan struct{}
@@ -148,7 +154,7 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 	a := &Agent{
 		cfg: cfg, deps: deps, index: ix, refs: rf,
 		PoolsChanged: make(chan struct{}, 1),
-		pools:        map[string]*pool{}, heads: map[headKey]*head{}, left: map[headKey]*head{}, copying: map[string]bool{}, names: map[string]string{},
+		pools:        map[string]*pool{}, heads: map[headKey]*head{}, left: map[headKey]*head{}, copying: map[string]bool{}, holds: map[string]*hold{}, names: map[string]string{},
 	}
 	a.Target = &transfer.Target{Pool: a.backend, Permit: a.permit, Portable: deps.Portable, Watch: a.arrived}
 	return a, nil
@@ -162,9 +168,13 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.openPools(ctx); err != nil {
 		return err
 	}
+	if err := a.findStrays(ctx); err != nil {
+		return err
+	}
 	if err := a.load(); err != nil {
 		return err
 	}
+	group.Go(func() error { a.releaseHeld(ctx); return nil })
 	group.Go(func() error { return a.follow(ctx) })
 	group.Go(func() error { return a.watchEngine(ctx) })
 	group.Go(func() error { return a.watchPools(ctx) })
@@ -230,7 +240,10 @@ func (a *Agent) follow(ctx context.Context) error {
 
 // take hands a record to its heads.
 func (a *Agent) take(v api.Volume, fresh bool) {
-	if fresh && !a.later(v) {
+	if fresh && a.later(v) {
+		return
+	}
+	if fresh {
 		if err := a.index.putVolume(v); err != nil {
 			a.deps.Log.Error("cannot keep the record of a volume", "volume", v.Name, "error", err)
 		}
@@ -242,7 +255,7 @@ func (a *Agent) take(v api.Volume, fresh bool) {
 		delete(a.names, v.Name)
 	}
 	var mine []*head
-	for branch := range v.Heads {
+	for _, branch := range a.branches(v) {
 		key := headKey{v.ID, branch}
 		h := a.heads[key]
 		if h == nil {
@@ -262,6 +275,31 @@ func (a *Agent) take(v api.Volume, fresh bool) {
 	for _, h := range mine {
 		h.setRecord(v, fresh)
 	}
+}
+
+// branches lists the branches of a volume that this node has to do with, by
+// its record or because a head of one is here that the record does not have.
+// mu is held.
+func (a *Agent) branches(v api.Volume) []string {
+	list := append(slices.Collect(maps.Keys(v.Heads)), a.stray[v.ID]...)
+	delete(a.stray, v.ID)
+	for key := range a.heads {
+		if key.volume == v.ID {
+			list = append(list, key.branch)
+		}
+	}
+	slices.Sort(list)
+	return slices.Compact(list)
+}
+
+// findStrays remembers what heads the pools hold, for those of which no
+// record tells.
+func (a *Agent) findStrays(ctx context.Context) error {
+	found, err := a.strays(ctx)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.stray = found
+	return err
 }
 
 // later reports whether a later record of the volume than v is known.
@@ -306,6 +344,24 @@ func (a *Agent) drop(volume string) {
 			}
 			return nil
 		})
+	}
+}
+
+// forgetHead lets go of a head that neither the record nor a pool has.
+func (a *Agent) forgetHead(h *head) {
+	for _, bucket := range [][]byte{bucketPrepared, bucketWaiting, bucketJournal, bucketWork} {
+		if err := remove(a.index, bucket, h.id()); err != nil {
+			return // the next look tries again
+		}
+	}
+	if err := a.refs.forget(h.key); err != nil {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.heads[h.key] == h {
+		delete(a.heads, h.key)
+		h.end()
 	}
 }
 

@@ -26,6 +26,9 @@ var (
 	bucketArriving = []byte("arriving") // volume@branch/snapshot -> pool: it began to arrive there and is not complete
 	bucketCopies   = []byte("copies")   // volume@branch/volume that begins as a copy -> id of the snapshot
 	bucketPools    = []byte("pools")    // pool name -> api.AddPool
+	bucketHeld     = []byte("held")     // "pause" or "hook", container id -> heldBack: it was held for a commit
+	bucketWork     = []byte("work")     // volume@branch -> workJournal
+	bucketRefLog   = []byte("reflog")   // volume@branch -> savedLog, between a head and the one that follows it
 	bucketWaiting  = []byte("waiting")  // volume@branch -> since when a container waits for the head
 )
 
@@ -46,7 +49,7 @@ func openIndex(path string) (*index, error) {
 		return nil, errors.Join(err, db.Close())
 	}
 	err = db.Update(func(tx *bbolt.Tx) error {
-		for _, name := range [][]byte{bucketVolumes, bucketNames, bucketJournal, bucketPrepared, bucketBases, bucketWaiting, bucketPools, bucketArriving, bucketCopies} {
+		for _, name := range [][]byte{bucketVolumes, bucketNames, bucketJournal, bucketPrepared, bucketBases, bucketWaiting, bucketPools, bucketArriving, bucketCopies, bucketHeld, bucketWork, bucketRefLog} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}

@@ -333,6 +333,14 @@ func (b *books) BeginPurge(ctx context.Context, id string) (api.Volume, error) {
 	return b.call("BeginPurge", func(s *ledger.Service) (api.Volume, error) { return s.BeginPurge(ctx, id) })
 }
 
+func (b *books) Change(ctx context.Context, id string, c ledger.Change) (api.Volume, error) {
+	return b.call("Change "+c.What(), func(s *ledger.Service) (api.Volume, error) { return s.Change(ctx, id, c.For(b.l.h.name)) })
+}
+
+func (b *books) AdvanceAll(ctx context.Context, moves map[string]ledger.Advance) (map[string]api.Volume, error) {
+	return through(b.l, "ledger AdvanceAll", func() (map[string]api.Volume, error) { return b.service().AdvanceAll(ctx, moves) })
+}
+
 func (b *books) Forget(ctx context.Context, id, branch, node string, epoch uint64) error {
 	_, err := b.call("Forget", func(s *ledger.Service) (api.Volume, error) {
 		return api.Volume{}, s.Forget(ctx, id, branch, node, epoch)
@@ -390,6 +398,24 @@ func (n *network) Status(ctx context.Context, node, volume, branch string) (s ap
 
 func (n *network) Delete(ctx context.Context, node, volume, by string) error {
 	return n.call(node, "Delete", func(l *life) error { return l.a.Delete(ctx, volume, by) })
+}
+
+func (n *network) Held(ctx context.Context, node, volume string) (list []api.HeldSnapshot, err error) {
+	err = n.call(node, "Held", func(l *life) error { list, err = l.a.Held(ctx, volume); return err })
+	return list, err
+}
+
+func (n *network) Hold(ctx context.Context, node string, r peer.Hold) (held peer.Held, err error) {
+	err = n.call(node, "Hold", func(l *life) error { held, err = l.a.Hold(ctx, r); return err })
+	return held, err
+}
+
+func (n *network) Take(ctx context.Context, node string, r peer.Take) error {
+	return n.call(node, "Take", func(l *life) error { return l.a.Take(ctx, r) })
+}
+
+func (n *network) Release(ctx context.Context, node string, r peer.Release) error {
+	return n.call(node, "Release", func(l *life) error { return l.a.Release(ctx, r) })
 }
 
 func (n *network) Dial(_ context.Context, node string) (net.Conn, error) {

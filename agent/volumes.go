@@ -10,6 +10,7 @@ import (
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/ledger"
 	"github.com/drover-data/drover/peer"
+	"github.com/drover-data/drover/plan"
 	"github.com/drover-data/drover/state"
 )
 
@@ -328,7 +329,7 @@ func (a *Agent) Mount(ctx context.Context, name, id string) (string, error) {
 	if h == nil {
 		return "", marked(notHere(a.cfg.Node, v.Name))
 	}
-	path, err := h.use(ctx, id)
+	path, err := h.use(ctx, id, ref.At == "")
 	if err = marked(err); isMarked(err) {
 		if err := a.wait(h.key); err != nil {
 			a.deps.Log.Error("cannot note that a container waits", "volume", v.Name, "error", err)
@@ -343,7 +344,7 @@ func isMarked(err error) bool {
 }
 
 // use adds a reference and mounts the head if it is not mounted.
-func (h *head) use(ctx context.Context, id string) (string, error) {
+func (h *head) use(ctx context.Context, id string, plain bool) (string, error) {
 	h.mounting.Lock()
 	defer h.mounting.Unlock()
 	v := h.volume()
@@ -365,6 +366,14 @@ func (h *head) use(ctx context.Context, id string) (string, error) {
 			to = rec.Move.To
 		}
 		return "", &api.Error{Kind: api.InUse, Op: op, Object: v.Name, Reason: "it is just moving to " + to, Next: "start the container there, or wait and try again"}
+	}
+	if w, found, err := h.work(); err != nil {
+		return "", err
+	} else if found && w.Closed && (plain || w.Kind != plan.WorkCheckout) {
+		return "", &api.Error{Kind: api.InUse, Op: op, Object: v.Name, Reason: "a " + w.Op + " by " + w.By + " is just changing it", Next: "try again in a moment"}
+	}
+	if plain && v.Branch != h.key.branch {
+		return "", &api.Error{Kind: api.Conflict, Op: op, Object: v.Name, Reason: "its current branch is " + v.Branch + " since a moment ago", Next: "try again"}
 	}
 	b, err := h.a.backend(rec.Pool)
 	if err != nil {
@@ -399,9 +408,11 @@ func (a *Agent) Unmount(ctx context.Context, name, id string) error {
 	if !ok {
 		return nil // it left this node: there is nothing to unmount
 	}
-	branch, err := a.branch(v, ref)
-	if err != nil {
-		return nil //nolint:nilerr // a branch that is gone has no mount
+	branch, known := a.refs.branchOf(v.ID, id)
+	if !known {
+		if branch, err = a.branch(v, ref); err != nil {
+			return nil //nolint:nilerr // a branch that is gone has no mount
+		}
 	}
 	h := a.head(v.ID, branch)
 	if h == nil {

@@ -56,6 +56,7 @@ func New(cfg Config) *Server {
 	hc.CreateHooks = nil // no $schema links in answers
 	s.api = humago.New(s.mux, hc)
 	s.volumeRoutes()
+	s.historyRoutes()
 	s.nodeRoutes()
 	s.peerRoutes()
 	s.recoverRoutes()

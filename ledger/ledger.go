@@ -76,6 +76,9 @@ func Concerned(v api.Volume) []string {
 			set[node] = true
 		}
 	}
+	for _, d := range v.Dropped {
+		set[d.Node] = true
+	}
 	return slices.Sorted(maps.Keys(set))
 }
 

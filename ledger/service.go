@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -276,6 +277,47 @@ func (s *Service) Purge(ctx context.Context, id string) (api.Volume, error) {
 // BeginPurge notes that an owner is about to remove a deleted volume's data.
 func (s *Service) BeginPurge(ctx context.Context, id string) (api.Volume, error) {
 	return s.change(ctx, id, func(v api.Volume) (api.Volume, error) { return BeginPurge(v, s.Now()) })
+}
+
+// Change changes a volume's references.
+func (s *Service) Change(ctx context.Context, id string, c Change) (api.Volume, error) {
+	if c.NewBranch != nil {
+		if err := s.Store.View(ctx, func(tx *state.Tx) error {
+			_, _, err := state.Nodes.Get(tx, c.NewBranch.Node)
+			return err
+		}); err != nil {
+			return api.Volume{}, err
+		}
+	}
+	return s.change(ctx, id, func(v api.Volume) (api.Volume, error) { return Apply(v, c, s.Now(), s.Grace) })
+}
+
+// AdvanceAll moves the tips of branches of several volumes, by id: all of them
+// in one transaction, or none.
+func (s *Service) AdvanceAll(ctx context.Context, moves map[string]Advance) (map[string]api.Volume, error) {
+	out := map[string]api.Volume{}
+	err := s.Store.Update(ctx, func(tx *state.Tx) error {
+		clear(out)
+		for _, id := range slices.Sorted(maps.Keys(moves)) {
+			before, err := get(tx, id)
+			if err != nil {
+				return err
+			}
+			a := moves[id]
+			after, err := Apply(before, Change{Advance: &a}, s.Now(), s.Grace)
+			if err != nil {
+				return err
+			}
+			if !same(before, after) {
+				if err := put(tx, before, &after); err != nil {
+					return err
+				}
+			}
+			out[id] = after
+		}
+		return nil
+	})
+	return out, err
 }
 
 // Forget notes that an owner destroyed a head whose grace ended.

@@ -91,6 +91,12 @@ type SendSnapshot struct {
 	Limited bool // by the user's bandwidth limit
 }
 
+// SendCommit brings a commit of the branch's history to the target.
+type SendCommit struct {
+	ID      string
+	Limited bool // by the user's bandwidth limit
+}
+
 // RunHook runs the user's command in each container before it is stopped.
 type RunHook struct{}
 
@@ -146,6 +152,7 @@ func (CheckTarget) action()   {}
 func (TakeSnapshot) action()  {}
 func (SealHead) action()      {}
 func (SendSnapshot) action()  {}
+func (SendCommit) action()    {}
 func (RunHook) action()       {}
 func (CloseHead) action()     {}
 func (StopUsers) action()     {}
@@ -199,6 +206,7 @@ func (a SendSnapshot) String() string {
 	}
 	return "send snapshot " + a.ID
 }
+func (a SendCommit) String() string  { return "send commit " + a.ID[:min(12, len(a.ID))] }
 func (a RunHook) String() string     { return "run the hook in the containers that use it" }
 func (a CloseHead) String() string   { return "refuse new mounts" }
 func (a StopUsers) String() string   { return "stop the containers that use it" }

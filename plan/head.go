@@ -24,6 +24,9 @@ type Copy struct {
 type Snapshot struct {
 	Pool, ID string
 	Order    uint64
+	// Commit says that its note names a commit; Created is when this copy came.
+	Commit  bool
+	Created time.Time
 }
 
 // Observed is what a node sees of one branch of one volume.
@@ -42,6 +45,12 @@ type Observed struct {
 	// Base is the ID of each snapshot that a later transfer to or from a peer
 	// may build on; Needed those that a session reads or writes just now.
 	Base, Needed map[string]bool
+	// Keep are the commits that the volume's history reaches from what this
+	// node has to keep; Unsure says that not all of that is known.
+	Keep   map[string]bool
+	Unsure bool
+	// Work is what a user's command does to the head just now.
+	Work *Work
 	// Arriving says that containers which came with the head, or wait for
 	// it, are to be started.
 	Arriving bool
@@ -58,11 +67,14 @@ type Observed struct {
 // or an Alarm; none means that all is as it should be.
 func Next(o Observed) []Action {
 	h, ok := o.Volume.Heads[o.Branch]
-	if !ok {
-		return nil
-	}
 	if !o.Fresh {
+		if !ok && len(o.Copies) == 0 {
+			return nil
+		}
 		return []Action{Wait{For: "the state store, to know who owns the head"}}
+	}
+	if !ok {
+		return stray(o)
 	}
 	if o.Volume.Deleted != nil {
 		return deleted(o, h)
@@ -140,6 +152,9 @@ func owner(o Observed, h api.Head) []Action {
 	if undo := undone(o, h, c); len(undo) > 0 {
 		return append(out, undo...)
 	}
+	if o.Work != nil {
+		return append(out, work(*o.Work, h)...)
+	}
 	if h.Move != nil {
 		return append(out, Move(o.Move, *h.Move, h.Epoch)...)
 	}
@@ -152,7 +167,9 @@ func owner(o Observed, h api.Head) []Action {
 	if o.Arriving {
 		out = append(out, StartUsers{Epoch: h.Epoch})
 	}
-	return append(out, thin(o, h)...)
+	out = append(out, tend(o, h)...)
+	out = append(out, thin(o, h)...)
+	return append(out, alarmClock(o, h)...)
 }
 
 // undone takes back what is left of a move that is no longer wanted, before
@@ -162,6 +179,9 @@ func undone(o Observed, h api.Head, c Copy) []Action {
 	wish := ""
 	if h.Move != nil {
 		wish = h.Move.ID
+	}
+	if o.Work != nil && c.ReleasedFor == o.Work.ID {
+		c.Released = false // it is what the work did
 	}
 	var out []Action
 	if (o.Closed != "" && o.Closed != wish) || (c.Released && c.ReleasedFor != wish) {
@@ -205,12 +225,16 @@ func former(o Observed, h api.Head) []Action {
 	return append(out, thin(o, h)...)
 }
 
-// thin drops the snapshots that no transfer needs: what stays is the seed of
-// the current epoch and the last one shared with each peer.
+// thin drops the snapshots that neither a transfer nor the volume's history
+// needs: what stays is the seed of the current epoch, the last one shared with
+// each peer, and what references reach.
 func thin(o Observed, h api.Head) []Action {
 	var out []Action
 	for _, s := range o.Snapshots {
 		if s.ID == h.Seed || o.Base[s.ID] || o.Needed[s.ID] || o.Pools[s.Pool] == api.PoolGone || o.Pools[s.Pool] == api.PoolReadOnly {
+			continue
+		}
+		if o.Keep[s.ID] || (s.Commit && (o.Unsure || o.Now.Sub(s.Created) < unreached)) {
 			continue
 		}
 		out = append(out, DropSnapshot{Pool: s.Pool, ID: s.ID})

@@ -34,7 +34,10 @@ type Engine struct {
 	cli  *client.Client
 }
 
-var _ container.Engine = (*Engine)(nil)
+var (
+	_ container.Engine   = (*Engine)(nil)
+	_ container.Sessions = (*Engine)(nil)
+)
 
 // New makes an Engine. It does not connect: an engine that is down now may be
 // there later.
@@ -297,6 +300,42 @@ func (e *Engine) Exec(ctx context.Context, id string, command []string) ([]byte,
 		return out.Bytes(), &api.Error{Kind: api.Internal, Op: op, Object: id, Reason: fmt.Sprintf("exit code %d", res.ExitCode), Err: errors.New(text[max(0, len(text)-1000):])}
 	}
 	return out.Bytes(), nil
+}
+
+// Session begins a command whose input stays open.
+func (e *Engine) Session(ctx context.Context, id string, command []string) (io.ReadWriteCloser, error) {
+	op := "begin a session in container"
+	created, err := e.cli.ExecCreate(ctx, id, client.ExecCreateOptions{Cmd: command, AttachStdin: true, AttachStdout: true, AttachStderr: true})
+	if err != nil {
+		return nil, e.fail(op, id, err)
+	}
+	att, err := e.cli.ExecAttach(ctx, created.ID, client.ExecAttachOptions{})
+	if err != nil {
+		return nil, e.fail(op, id, err)
+	}
+	out, in := io.Pipe()
+	go func() {
+		_, err := stdcopy.StdCopy(in, in, att.Reader)
+		if err == nil {
+			err = io.EOF
+		}
+		in.CloseWithError(err)
+	}()
+	return &session{att.HijackedResponse, out}, nil
+}
+
+// session is a command's input and output.
+type session struct {
+	att client.HijackedResponse
+	out *io.PipeReader
+}
+
+func (s *session) Read(p []byte) (int, error)  { return s.out.Read(p) }
+func (s *session) Write(p []byte) (int, error) { return s.att.Conn.Write(p) }
+func (s *session) Close() error {
+	_ = s.att.CloseWrite()
+	s.att.Close()
+	return s.out.Close()
 }
 
 // limited keeps the first maxOutput bytes and swallows the rest, so that the
