@@ -111,7 +111,8 @@ type Agent struct {
 	holds   map[string]*hold    // guarded by mu; for commits of several volumes, by token
 	stray   map[string][]string // guarded by mu; branches of which the pools held a head at the start, by volume
 	notes   notes
-	fresh   bool // guarded by mu; the records were read from the store since the start
+	read    map[string]int // guarded by mu; snapshots that are just read, by ID
+	fresh   bool           // guarded by mu; the records were read from the store since the start
 	moves   moves
 	// PoolsChanged is sent to when what Pools says has changed much.
 	PoolsChanged chan struct{}

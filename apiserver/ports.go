@@ -14,6 +14,7 @@ import (
 // Agent is this node's agent.
 type Agent interface {
 	History
+	Looking
 	NewVolume(ctx context.Context, c api.CreateVolume) (api.Volume, error)
 	StartMove(ctx context.Context, volume string, r api.StartMove, by string) (api.MovePlan, error)
 	Move(id string) (api.MoveProgress, error)

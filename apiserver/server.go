@@ -57,6 +57,7 @@ func New(cfg Config) *Server {
 	s.api = humago.New(s.mux, hc)
 	s.volumeRoutes()
 	s.historyRoutes()
+	s.lookingRoutes()
 	s.nodeRoutes()
 	s.peerRoutes()
 	s.recoverRoutes()

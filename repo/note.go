@@ -136,6 +136,8 @@ const (
 	OpBranch = "branch"
 	OpRename = "rename"
 	OpPull   = "pull"
+	// OpRevertFile leaves the tip where it is, and is there to be undone.
+	OpRevertFile = "revert-file"
 )
 
 // Subject is a message's first line, cut to what fits a line.

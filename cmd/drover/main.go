@@ -62,6 +62,7 @@ func rootCommand() *cobra.Command {
 	root.AddCommand(
 		initCommand(), joinCommand(), statusCommand(&t), volumeCommand(&t), poolCommand(&t), nodeCommand(&t), userCommand(&t), eventsCommand(&t), doctorCommand(&t),
 		commitCommand(&t), logCommand(&t), showCommand(&t), branchCommand(&t), checkoutCommand(&t), resetCommand(&t), stashCommand(&t), undoCommand(&t), reflogCommand(&t), tagCommand(&t),
+		diffCommand(&t), catCommand(&t), revertFileCommand(&t), mountCommand(&t), umountCommand(),
 		openapiCommand(), labCommand(), labClientCommand(), agentCommand(), stateCommand(), unitsCommand(),
 	)
 	completions(root, &t)
