@@ -40,7 +40,8 @@ type Change struct {
 
 // Diff calls each for every path that differs between two trees, in tree
 // order. A directory of which nothing but the time differs is not one: names that
-// come and go in it are said themselves.
+// come and go in it are said themselves. What changed in a file of several names
+// is said under the first of them.
 func Diff(ctx context.Context, base, snapshot storage.Snapshot, hints *Hints, each func(Change) error) error {
 	a, err := openView(base.Dir, base.Beside)
 	if err != nil {

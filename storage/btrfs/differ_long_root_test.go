@@ -11,7 +11,7 @@ import (
 // TestManyChangesAreAllNamed is TestChangesAreAllNamed with thousands of
 // histories, on a pool that is made anew now and then.
 func TestManyChangesAreAllNamed(t *testing.T) {
-	for range 12 {
+	for range 8 {
 		t.Run("", func(t *testing.T) {
 			b := newPool(t, 1<<30)
 			var d differs
