@@ -49,14 +49,17 @@ can (btrfs), otherwise by size, times and content.`,
 			if err != nil {
 				return err
 			}
+			if stat && names {
+				return &api.Error{Kind: api.Invalid, Op: "compare commits", Object: args[0], Reason: "--stat and --name-only exclude each other"}
+			}
 			q := url.Values{"from": {from}, "live": {"true"}}
 			if len(args) == 2 {
+				if other, _, err := volumeRef(args[1]); err == nil && other != volume && strings.Contains(args[1], "@") {
+					return &api.Error{Kind: api.Invalid, Op: "compare commits", Object: args[1], Reason: "it is of another volume", Next: "compare commits of one volume"}
+				}
 				to, err := commitAt(volume, args[1])
 				if err != nil {
 					return err
-				}
-				if other, _, err := volumeRef(args[1]); err == nil && other != volume && strings.Contains(args[1], "@") {
-					return &api.Error{Kind: api.Invalid, Op: "compare commits", Object: args[1], Reason: "it is of another volume", Next: "compare commits of one volume"}
 				}
 				q.Set("live", "false")
 				q.Set("to", to)
@@ -91,7 +94,6 @@ can (btrfs), otherwise by size, times and content.`,
 	t.flags(c)
 	c.Flags().BoolVar(&stat, "stat", false, "only how many paths and bytes differ")
 	c.Flags().BoolVar(&names, "name-only", false, "only the paths")
-	c.MarkFlagsMutuallyExclusive("stat", "name-only")
 	return c
 }
 

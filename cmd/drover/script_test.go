@@ -108,6 +108,7 @@ func canned() http.Handler {
 		}
 		_ = json.NewEncoder(w).Encode(api.Volume{Name: in.Name, Size: in.Size, Labels: in.Labels})
 	})
+	cannedLooking(mux)
 	// Every kind of error, by name: drover volume inspect error-KIND.
 	for i, k := range api.Kinds {
 		mux.HandleFunc("GET /v1/volumes/error-"+string(k), func(w http.ResponseWriter, _ *http.Request) {
