@@ -207,9 +207,12 @@ func (a *Agent) RevertFile(ctx context.Context, volume string, r api.RevertFile,
 	if err != nil {
 		return api.Reverted{}, err
 	}
-	h, v, _, err := a.owned(op, volume, r.Branch)
+	h, v, rec, err := a.owned(op, volume, r.Branch)
 	if err != nil {
 		return api.Reverted{}, err
+	}
+	if rec.Commit == "" {
+		return api.Reverted{}, &api.Error{Kind: api.Invalid, Op: op, Object: v.Name + "@" + r.Branch, Reason: "it has no commit yet, so what it has now could not be kept", Next: "drover commit " + v.Name + " -m … makes the first"}
 	}
 	from, err := a.resolveIn(ctx, v, r.Branch, r.From)
 	if err != nil {
@@ -220,9 +223,6 @@ func (a *Agent) RevertFile(ctx context.Context, volume string, r api.RevertFile,
 	x, err := h.begin(op)
 	if err != nil {
 		return api.Reverted{}, err
-	}
-	if x.rec.Commit == "" {
-		return api.Reverted{}, &api.Error{Kind: api.Invalid, Op: op, Object: v.Name + "@" + r.Branch, Reason: "it has no commit yet, so what it has now could not be kept", Next: "drover commit " + v.Name + " -m … makes the first"}
 	}
 	f, err := a.Find(ctx, volume, from, x.rec.Pool)
 	if err != nil {
