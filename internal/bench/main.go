@@ -33,7 +33,7 @@ func main() {
 	flag.StringVar(&b.binary, "drover", "bin/drover", "path of the drover binary")
 	flag.IntVar(&b.scale, "scale", 170, "of pgbench: 170 is 2.5 GB")
 	flag.IntVar(&b.runs, "runs", 5, "of each measurement")
-	only := flag.String("only", "", "comma-separated: idle, mount, move, downtime, control")
+	only := flag.String("only", "", "comma-separated: idle, mount, move, downtime, memory, control")
 	flag.Parse()
 	path, err := filepath.Abs(b.binary)
 	if err != nil {
@@ -64,7 +64,7 @@ func (b *bench) run(ctx context.Context, only string) (err error) {
 	parts := []struct {
 		name string
 		do   func(context.Context) error
-	}{{"idle", lab(b.idle)}, {"mount", lab(b.mount)}, {"move", lab(b.move)}, {"downtime", lab(b.downtime)}, {"control", b.control}}
+	}{{"idle", lab(b.idle)}, {"mount", lab(b.mount)}, {"move", lab(b.move)}, {"downtime", lab(b.downtime)}, {"memory", lab(b.memory)}, {"control", b.control}}
 	b.machine()
 	for _, p := range parts {
 		if only != "" && !slices.Contains(strings.Split(only, ","), p.name) {
