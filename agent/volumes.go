@@ -51,6 +51,9 @@ func (a *Agent) Create(ctx context.Context, c api.CreateVolume) error {
 
 // NewVolume makes a volume here and waits until it is ready.
 func (a *Agent) NewVolume(ctx context.Context, c api.CreateVolume) (api.Volume, error) {
+	if err := a.mayChange("create volume", c.Name); err != nil {
+		return api.Volume{}, err
+	}
 	pool, err := a.choosePool(c.Pool)
 	if err != nil {
 		return api.Volume{}, err
@@ -150,6 +153,11 @@ func (a *Agent) find(ctx context.Context, name string) (api.Volume, error) {
 	ctx, cancel := context.WithTimeout(ctx, a.cfg.PeerWait)
 	defer cancel()
 	v, err := a.deps.Ledger.Volume(ctx, name)
+	if api.Is(err, api.NotFound) {
+		if held := a.mayChange("look up volume", name); held != nil {
+			return v, held
+		}
+	}
 	if err != nil {
 		return v, err
 	}
@@ -311,6 +319,9 @@ func (a *Agent) Mount(ctx context.Context, name, id string) (string, error) {
 	branch, err := a.branch(v, ref)
 	if err != nil {
 		return "", err
+	}
+	if err := a.mayMount(v, branch); err != nil {
+		return "", marked(err)
 	}
 	if v.Heads[branch].Node != a.cfg.Node {
 		if err := a.pull(ctx, v, branch); err != nil {

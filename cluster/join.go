@@ -267,6 +267,9 @@ func FinishJoin(c Config, token auth.Token, r *auth.Request, a JoinAnswer) (Conf
 	if err := auth.WriteIdentity(c.IdentityDir(), bundle, bytes.Clone(a.CA)); err != nil {
 		return Config{}, err
 	}
+	if err := c.SaveIncarnation(Incarnation{Number: a.Cluster.Incarnation}); err != nil {
+		return Config{}, err
+	}
 	if err := c.Save(); err != nil {
 		return Config{}, err
 	}

@@ -111,6 +111,13 @@ func (s *Service) Join(ctx context.Context, r JoinRequest) (JoinAnswer, error) {
 			Name: r.Name, Address: r.Address, StateURL: r.StateURL, PeerURL: r.PeerURL,
 			Joined: s.now().UTC(), Candidate: token.Control && !r.Worker, Member: api.MemberNone, Key: key, Version: 1,
 		}
+		if c, _, err := state.TheCluster.Get(tx, "cluster"); err != nil {
+			return err
+		} else if c.Recovery != nil {
+			return &api.Error{Kind: api.Unavailable, Op: "join cluster", Object: r.Name, Reason: "the cluster is being recovered", Next: "wait until drover status shows that it is over"}
+		} else {
+			node.Incarnation = c.Incarnation
+		}
 		if s.Members == nil {
 			// Nobody but its operators gives or takes rights in an external store.
 			node.StateURL, node.PeerURL, node.Control, node.Candidate = "", "", token.Control && !r.Worker, false
@@ -192,6 +199,12 @@ func (s *Service) signNode(ca *auth.CA, node api.Node, csr []byte) ([]byte, erro
 		return nil, err
 	}
 	return ca.Sign(csr, auth.Subject{Kind: auth.NodeKind, Name: node.Name, Control: node.Control, Addresses: []string{host}}, s.now(), s.validity())
+}
+
+// Issued notes the key of a node's certificate that the records did not know,
+// so that a removal revokes it.
+func (s *Service) Issued(tx *state.Tx, node, key string) error {
+	return s.issued(tx, issuedNode(node), key)
 }
 
 // issued notes the key of a certificate, and forgets those that are over.

@@ -27,6 +27,19 @@ type Copy struct {
 	Volume api.Volume `json:"volume"`
 }
 
+// Report is what a node says that its pools hold. A long one comes in parts.
+type Report struct {
+	Incarnation uint64 `json:"incarnation"`
+	// Node is how the node would be recorded; it counts only when no record of
+	// the node came back.
+	Node api.Node `json:"node"`
+	Part int      `json:"part"`
+	Last bool     `json:"last"`
+	// Gone are pools that are not part of it, with why: what they hold is unknown.
+	Gone   map[string]string `json:"gone,omitempty"`
+	Copies []Copy            `json:"copies"`
+}
+
 // Evidence is all that is known of one volume when the state store was lost
 // and came back from a backup.
 type Evidence struct {

@@ -3,8 +3,10 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -21,7 +23,8 @@ func statusCommand(t *talk) *cobra.Command {
 				return err
 			}
 			err := t.print(c.OutOrStdout(), s, func(w *tabwriter.Writer) {
-				row(w, "cluster", fmt.Sprintf("%s (%.12s)", s.Cluster.Name, s.Cluster.ID))
+				row(w, "cluster", fmt.Sprintf("%s (%.12s), incarnation %d", s.Cluster.Name, s.Cluster.ID, s.Cluster.Incarnation))
+				recoveryRows(w, s.Cluster)
 				row(w, "answered by", fmt.Sprintf("%s, version %s", s.Node, s.Version))
 				row(w, "state store", s.State)
 				row(w, "volumes", fmt.Sprintf("%d, %d moving", s.Volumes, s.Moving))
@@ -38,6 +41,22 @@ func statusCommand(t *talk) *cobra.Command {
 	}
 	t.flags(c)
 	return c
+}
+
+// recoveryRows say how far a recovery of the cluster's state is.
+func recoveryRows(w *tabwriter.Writer, c api.Cluster) {
+	r := c.Recovery
+	if r == nil {
+		return
+	}
+	text := "from the backup of " + r.Backup.Local().Format("2006-01-02 15:04:05")
+	if r.Restoring {
+		text += ", its records are being written"
+	}
+	row(w, "recovery", text+"; nothing new is mounted, moved or removed until it is over")
+	for _, node := range slices.Sorted(maps.Keys(r.Awaiting)) {
+		row(w, "waiting for", fmt.Sprintf("%s: %s (if it is gone for good: drover recover --without %s)", node, r.Awaiting[node], node))
+	}
 }
 
 func poolCommand(t *talk) *cobra.Command {

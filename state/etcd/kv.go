@@ -8,8 +8,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
@@ -30,6 +32,10 @@ type ClientConfig struct {
 	// Sync is how often endpoints are refreshed from the member list. Default
 	// 30 s; negative: never, for an external cluster behind fixed addresses.
 	Sync time.Duration
+	// Store is the id of the store that is meant; 0 takes whichever answers.
+	// What another store says is refused: after a recovery, members of the
+	// former incarnation may still answer at known addresses.
+	Store uint64
 }
 
 // Validate reports all that is wrong.
@@ -58,6 +64,23 @@ type KV struct {
 	timeout time.Duration
 	refused chan struct{} // closed when a member refused our certificate
 	once    *sync.Once
+	store   atomic.Uint64 // that is meant; 0: any
+	seen    atomic.Uint64 // that answered last
+}
+
+// StoreID is the id of the store that answered last, 0 before any has.
+func (kv *KV) StoreID() uint64 { return kv.seen.Load() }
+
+// Pin refuses from now on what another store says.
+func (kv *KV) Pin(store uint64) { kv.store.Store(store) }
+
+// check refuses answers of a store that is not meant.
+func (kv *KV) check(h *pb.ResponseHeader) error {
+	kv.seen.Store(h.GetClusterId())
+	if want := kv.store.Load(); want != 0 && h.GetClusterId() != want {
+		return &api.Error{Kind: api.Unavailable, Op: "read state", Reason: fmt.Sprintf("a member of another state store (%x, not %x) answers at %s; it is of another incarnation of the cluster, and is not listened to", h.GetClusterId(), want, strings.Join(kv.client.Endpoints(), ", ")), Next: "if the cluster was recovered from a backup, this node finds the new store by itself; see drover recover --help"}
+	}
+	return nil
 }
 
 var _ state.KV = (*KV)(nil)
@@ -77,6 +100,7 @@ func Open(cfg ClientConfig) (*KV, error) {
 		cfg.Sync = 0
 	}
 	kv := &KV{timeout: cfg.Timeout, refused: make(chan struct{}), once: &sync.Once{}}
+	kv.store.Store(cfg.Store)
 	creds := watchfulCreds{tls: cfg.TLS, refused: func() { kv.once.Do(func() { close(kv.refused) }) }}
 	client, err := clientv3.New(clientv3.Config{
 		Endpoints:            cfg.Endpoints,
@@ -194,12 +218,18 @@ func (kv *KV) get(ctx context.Context, keys []string, revision int64) ([]state.I
 			return nil, 0, err
 		}
 		got := resp.Get()
+		if err := kv.check(got.Header); err != nil {
+			return nil, 0, err
+		}
 		for _, found := range got.Kvs {
 			items[0].Value, items[0].Mod = found.Value, found.ModRevision
 		}
 		return items, got.Header.Revision, nil
 	}
 	resp, err := kv.client.Txn(ctx).Then(ops...).Commit()
+	if err == nil {
+		err = kv.check(resp.Header)
+	}
 	if err != nil {
 		return nil, 0, err
 	}
@@ -224,6 +254,9 @@ func (kv *KV) List(ctx context.Context, prefix string, revision int64, each func
 		var resp *clientv3.GetResponse
 		err := kv.do(ctx, "list state", prefix, func(ctx context.Context) (err error) {
 			resp, err = kv.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithRev(revision), clientv3.WithLimit(page), clientv3.WithSort(clientv3.SortByKey, clientv3.SortAscend))
+			if err == nil {
+				err = kv.check(resp.Header)
+			}
 			return err
 		})
 		if err != nil {
@@ -263,6 +296,9 @@ func (kv *KV) Commit(ctx context.Context, txn state.Txn) (int64, error) {
 	var revision int64
 	err := kv.do(ctx, "change state", txn.Object(), func(ctx context.Context) error {
 		resp, err := kv.client.Txn(ctx).If(conditions...).Then(ops...).Commit()
+		if err == nil {
+			err = kv.check(resp.Header)
+		}
 		if err != nil {
 			return err
 		}

@@ -1,0 +1,119 @@
+//go:build lab
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// The state of all members is lost, and comes back from a backup that knows
+// nothing of a move, a new volume and a deletion since: everything is as the
+// pools say, and the container that ran has not noticed.
+func TestRecoverCluster(t *testing.T) {
+	w := newWorld(t, 3, "1G")
+	w.until("there are three voters", func() error {
+		if out, err := w.try("node1", "drover", "node", "ls"); err != nil || strings.Count(out, "voter") != 3 {
+			return fmt.Errorf("%v: %s", err, out)
+		}
+		return nil
+	})
+	w.busybox("node1", "moved", "echo before > /d/f")
+	w.busybox("node2", "gone", "echo gone > /d/f")
+	w.busybox("node2", "busy", "echo busy > /d/f")
+	w.run("node3", "docker", "run", "-d", "--name", "app", "--volume-driver", "drover", "-v", "app:/d", image, "sh", "-c", "while :; do date >> /d/log; sleep 1; done")
+	w.run("node1", "sh", "-c", "echo a-good-long-passphrase > /root/pass")
+	w.refused("node1", []string{"the key of the cluster's CA", "--passphrase-file"}, "drover", "backup", "/root/b")
+	w.run("node2", "sh", "-c", "echo another-passphrase > /root/pass")
+	w.run("node1", "drover", "backup", "/root/b", "--passphrase-file", "/root/pass")
+	if out := w.run("node1", "drover", "backup", "--verify", "/root/b", "--passphrase-file", "/root/pass"); !strings.Contains(out, "records and secrets are what was written") {
+		t.Errorf("verify says %s", out)
+	}
+	w.refused("node1", []string{"nothing to recover", "--abandon-living"}, "drover", "recover", "/root/b", "--passphrase-file", "/root/pass")
+
+	// What the backup does not know.
+	w.equal(w.busybox("node2", "moved", "cat /d/f; echo after > /d/f"), "before")
+	w.busybox("node3", "fresh", "echo fresh > /d/f")
+	w.run("node1", "drover", "volume", "rm", "gone")
+	w.until("the deletion is noted beside the data", func() error {
+		_, err := w.try("node2", "sh", "-c", "grep -lr eleted /var/lib/drover/pools/default/heads/*/main/* 2>/dev/null | grep -v /data/ | grep .")
+		return err
+	})
+
+	pid := w.run("node3", "docker", "inspect", "-f", "{{.State.Pid}} {{.State.StartedAt}}", "app")
+	for _, n := range []string{"node1", "node2", "node3"} {
+		if err := w.host(n).StopService(t.Context(), "state"); err != nil {
+			t.Fatal(err)
+		}
+		w.run(n, "rm", "-rf", "/var/lib/drover/state")
+		if err := w.host(n).RestartService(t.Context(), "state"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.refused("node1", []string{"passphrase"}, "drover", "recover", "/root/b")
+	out := w.run("node1", "drover", "recover", "--dry-run", "/root/b", "--passphrase-file", "/root/pass")
+	for _, line := range [][]string{{"moved", "node2", "moved since"}, {"fresh", "node3", "created since"}, {"gone", "node2", "deleted"}, {"app", "node3", "as in the backup"}} {
+		if !hasLine(out, line...) {
+			t.Errorf("the dry run does not say %v:\n%s", line, out)
+		}
+	}
+	w.run("node1", "drover", "recover", "/root/b", "--passphrase-file", "/root/pass")
+	w.until("the recovery is over", func() error {
+		out, err := w.try("node2", "drover", "status")
+		if err != nil || !strings.Contains(out, "incarnation 2") || strings.Contains(out, "recovery") {
+			return fmt.Errorf("%v: %s", err, out)
+		}
+		return nil
+	})
+	for volume, node := range map[string]string{"moved": "node2", "fresh": "node3", "app": "node3", "busy": "node2"} {
+		w.until(volume+" is known on "+node, func() error {
+			if got := w.owner("node3", volume); got != node {
+				return fmt.Errorf("it is on %q", got)
+			}
+			return nil
+		})
+	}
+	if out := w.run("node1", "drover", "volume", "ls"); hasLine(out, "gone") {
+		t.Errorf("the deleted volume is back:\n%s", out)
+	}
+	w.equal(w.run("node3", "docker", "inspect", "-f", "{{.State.Pid}} {{.State.StartedAt}}", "app"), pid)
+	w.until("moved can be used where it is", func() error {
+		out, err := w.try("node2", "docker", "run", "--rm", "--volume-driver", "drover", "-v", "moved:/d", image, "cat", "/d/f")
+		if err != nil || out != "after" {
+			return fmt.Errorf("%v: %s", err, out)
+		}
+		return nil
+	})
+	w.equal(w.busybox("node1", "fresh", "cat /d/f"), "fresh")
+	w.run("node1", "drover", "volume", "restore", "gone")
+	w.equal(w.busybox("node1", "gone", "cat /d/f"), "gone")
+	w.run("node1", "drover", "volume", "move", "app", "node1")
+	w.until("the container runs on node1", func() error {
+		if out := w.run("node1", "docker", "ps", "-q", "-f", "name=app"); out == "" {
+			return errors.New("it does not")
+		}
+		return nil
+	})
+	w.until("there are three voters again", func() error {
+		if out, err := w.try("node1", "drover", "node", "ls"); err != nil || strings.Count(out, "voter") != 3 {
+			return fmt.Errorf("%v: %s", err, out)
+		}
+		return nil
+	})
+}
+
+// hasLine reports whether one line of a text has all of the words.
+func hasLine(text string, words ...string) bool {
+	for line := range strings.Lines(text) {
+		all := true
+		for _, word := range words {
+			all = all && strings.Contains(line, word)
+		}
+		if all {
+			return true
+		}
+	}
+	return false
+}
