@@ -8,10 +8,12 @@ import (
 	"net/url"
 	"slices"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/api/client"
 )
 
 func statusCommand(t *talk) *cobra.Command {
@@ -116,41 +118,81 @@ func poolRows(w *tabwriter.Writer, list []api.Pool) {
 }
 
 func eventsCommand(t *talk) *cobra.Command {
-	var node string
+	var node, after string
 	var follow bool
 	c := &cobra.Command{
 		Use: "events", Short: "What happened on a node, and with --follow what happens", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			after := ""
-			for {
-				wait := 0
-				if follow && after != "" {
-					wait = 30
-				}
-				list := []api.Event{}
-				path := fmt.Sprintf("/v1/events?after=%s&wait=%d&node=%s", url.QueryEscape(after), wait, url.QueryEscape(node))
-				if err := t.do(c.Context(), http.MethodGet, path, nil, &list); err != nil {
-					if c.Context().Err() != nil {
-						return nil
-					}
+			if follow {
+				return t.followEvents(c, node, after)
+			}
+			list := []api.Event{}
+			if err := t.do(c.Context(), http.MethodGet, "/v1/events?after="+url.QueryEscape(after)+"&node="+url.QueryEscape(node), nil, &list); err != nil {
+				return err
+			}
+			for _, e := range list {
+				if err := t.printEvent(c, e); err != nil {
 					return err
 				}
-				for _, e := range list {
-					after = e.ID
-					if err := t.printEvent(c, e); err != nil {
-						return err
-					}
-				}
-				if !follow {
-					return nil
-				}
 			}
+			return nil
 		},
 	}
 	t.flags(c)
 	c.Flags().StringVar(&node, "node", "", "node (default: this one)")
+	c.Flags().StringVar(&after, "after", "", "only events after the one with this id")
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on showing what happens")
 	return c
+}
+
+// followEvents shows events as they happen. When the connection breaks it
+// comes back, and goes on after the last one that it has shown.
+func (t *talk) followEvents(c *cobra.Command, node, after string) error {
+	ctx := c.Context()
+	cl, err := t.client()
+	if err != nil {
+		return err
+	}
+	for first := true; ; first = false {
+		s, err := cl.Stream(ctx, "/v1/events/stream?node="+url.QueryEscape(node), after)
+		if err == nil {
+			after, err = t.showEvents(c, s, after)
+		} else if first || !api.Is(err, api.Unavailable) {
+			return err
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil && !api.Is(err, api.Unavailable) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+func (t *talk) showEvents(c *cobra.Command, s *client.Stream, after string) (string, error) {
+	defer s.Close()
+	for {
+		m, err := s.Next()
+		if err != nil {
+			return after, err
+		}
+		if m.Comment {
+			continue
+		}
+		var e api.Event
+		if err := json.Unmarshal(m.Data, &e); err != nil {
+			return after, &api.Error{Kind: api.Damaged, Op: "read events", Object: m.ID, Err: err}
+		}
+		after = e.ID
+		if err := t.printEvent(c, e); err != nil {
+			return after, err
+		}
+	}
 }
 
 func (t *talk) printEvent(c *cobra.Command, e api.Event) error {
