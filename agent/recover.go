@@ -82,11 +82,11 @@ func (a *Agent) comeBack(ctx context.Context) error {
 		return nil
 	}
 	a.deps.Events.Add(api.Event{Type: "node.recovering", Level: "warning", Object: a.cfg.Node, Message: fmt.Sprintf("the cluster was recovered from a backup, incarnation %d; %s reports what its pools hold, and mounts and removes nothing new until that is settled", a.cfg.Incarnation, a.cfg.Node)})
-	const every = 2 * time.Second
+	const every = 500 * time.Millisecond
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
-	reported := false
-	for {
+	reported, failed := false, 0
+	for turn := 0; ; turn++ {
 		again, over, err := a.settled(ctx)
 		switch {
 		case err != nil:
@@ -100,8 +100,10 @@ func (a *Agent) comeBack(ctx context.Context) error {
 			a.kickAll()
 			return nil
 		}
-		if err != nil || !reported || again {
+		// A report that failed, or of which a pool was missing, is made again every few seconds.
+		if (!reported && failed == 0) || ((err != nil || !reported || again) && turn%8 == 0) {
 			if err := a.reportAll(ctx); err != nil {
+				failed++
 				a.hold("this node could not report its pools: " + err.Error())
 				a.deps.Log.Warn("cannot report the pools; trying again", "error", err)
 			} else {

@@ -38,7 +38,7 @@ func TestRecoverCluster(t *testing.T) {
 	w.busybox("node3", "fresh", "echo fresh > /d/f")
 	w.run("node1", "drover", "volume", "rm", "gone")
 	w.until("the deletion is noted beside the data", func() error {
-		_, err := w.try("node2", "sh", "-c", "grep -lr eleted /var/lib/drover/pools/default/heads/*/main/* 2>/dev/null | grep -v /data/ | grep .")
+		_, err := w.try("node2", "sh", "-c", `cat /var/lib/drover/pools/default/heads/*/main/.drover/head | sed -n 's/.*"note":"\([^"]*\)".*/\1/p' | while read n; do echo "$n" | base64 -d; echo; done | grep '"name":"gone".*"deleted":'`)
 		return err
 	})
 
@@ -86,7 +86,13 @@ func TestRecoverCluster(t *testing.T) {
 		}
 		return nil
 	})
-	w.equal(w.busybox("node1", "fresh", "cat /d/f"), "fresh")
+	w.until("fresh can be used elsewhere", func() error {
+		out, err := w.try("node1", "docker", "run", "--rm", "--volume-driver", "drover", "-v", "fresh:/d", image, "cat", "/d/f")
+		if err != nil || out != "fresh" {
+			return fmt.Errorf("%v: %s", err, out)
+		}
+		return nil
+	})
 	w.run("node1", "drover", "volume", "restore", "gone")
 	w.equal(w.busybox("node1", "gone", "cat /d/f"), "gone")
 	w.run("node1", "drover", "volume", "move", "app", "node1")
