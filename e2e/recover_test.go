@@ -108,6 +108,67 @@ func TestRecoverCluster(t *testing.T) {
 		}
 		return nil
 	})
+	recoverWithout(w)
+}
+
+// Once more, with a node that is switched off and a member of the lost state
+// store that still runs: the others go on without the node, and what it has
+// finds its place when it is back.
+func recoverWithout(w *world) {
+	w.run("node2", "drover", "backup", "/root/b", "--passphrase-file", "/root/pass")
+	w.busybox("node1", "late", "echo late > /d/f; sync")
+	if err := w.host("node1").PowerOff(w.t.Context()); err != nil {
+		w.t.Fatal(err)
+	}
+	if err := w.host("node2").StopService(w.t.Context(), "state"); err != nil {
+		w.t.Fatal(err)
+	}
+	w.run("node2", "rm", "-rf", "/var/lib/drover/state")
+	if err := w.host("node2").RestartService(w.t.Context(), "state"); err != nil {
+		w.t.Fatal(err)
+	}
+	w.run("node2", "drover", "recover", "/root/b", "--passphrase-file", "/root/pass")
+	w.until("node1 is waited for", func() error {
+		out, err := w.try("node3", "drover", "status")
+		if err != nil || !strings.Contains(out, "incarnation 3") || !hasLine(out, "waiting for", "node1") || hasLine(out, "waiting for", "node3") || hasLine(out, "waiting for", "node2:") {
+			return fmt.Errorf("%v: %s", err, out)
+		}
+		return nil
+	})
+	w.refused("node2", []string{"came back from a backup", "node1"}, "docker", "run", "--rm", "--volume-driver", "drover", "-v", "busy:/d", image, "cat", "/d/f")
+	w.refused("node2", []string{"recovered"}, "drover", "volume", "create", "another")
+	w.refused("node2", []string{"not waited for"}, "drover", "recover", "--without", "node3")
+	w.run("node3", "drover", "recover", "--without", "node1")
+	w.until("the others go on", func() error {
+		out, err := w.try("node2", "docker", "run", "--rm", "--volume-driver", "drover", "-v", "busy:/d", image, "cat", "/d/f")
+		if err != nil || out != "busy" {
+			return fmt.Errorf("%v: %s", err, out)
+		}
+		return nil
+	})
+	w.until("what node3's member had is set aside", func() error {
+		_, err := w.try("node3", "sh", "-c", "ls -d /var/lib/drover/state.incarnation-2-*")
+		return err
+	})
+	if owner := w.owner("node3", "app"); owner != "node1" {
+		w.t.Errorf("app, of which node1 has said nothing, is on %q", owner)
+	}
+	if err := w.host("node1").PowerOn(w.t.Context()); err != nil {
+		w.t.Fatal(err)
+	}
+	for volume, want := range map[string]string{"late": "late", "fresh": "fresh"} {
+		w.until(volume+" of the node that came back can be used elsewhere", func() error {
+			out, err := w.try("node3", "docker", "run", "--rm", "--volume-driver", "drover", "-v", volume+":/d", image, "cat", "/d/f")
+			if err != nil || out != want {
+				return fmt.Errorf("%v: %s", err, out)
+			}
+			return nil
+		})
+	}
+	w.until("node1 has set its member aside", func() error {
+		_, err := w.try("node1", "sh", "-c", "ls -d /var/lib/drover/state.incarnation-2-*")
+		return err
+	})
 }
 
 // hasLine reports whether one line of a text has all of the words.

@@ -17,6 +17,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -94,6 +95,7 @@ type unit struct {
 	renew   chan struct{}
 
 	pinned    atomic.Pointer[cluster.Incarnation]
+	pinning   sync.Mutex // held while pinned is changed
 	fence     *cluster.Fence
 	recovery  *recovery.Service
 	life      atomic.Pointer[api.Cluster] // as the state store last said

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"time"
@@ -54,14 +55,26 @@ func (u *unit) followCluster(ctx context.Context) error {
 
 // notePin remembers which store is meant, by its own id.
 func (u *unit) notePin(c api.Cluster) {
+	u.changePin(func(pin *cluster.Incarnation) {
+		pin.Number, pin.Store = c.Incarnation, strconv.FormatUint(u.kv.StoreID(), 16)
+	})
+	u.kv.Pin(u.kv.StoreID())
+}
+
+// changePin changes what this node remembers of the cluster's incarnation.
+func (u *unit) changePin(change func(*cluster.Incarnation)) {
+	u.pinning.Lock()
+	defer u.pinning.Unlock()
 	pin := u.pin()
-	pin.Number, pin.Store = c.Incarnation, strconv.FormatUint(u.kv.StoreID(), 16)
+	change(&pin)
+	if reflect.DeepEqual(pin, u.pin()) {
+		return
+	}
 	if err := u.node.SaveIncarnation(pin); err != nil {
 		u.cfg.Log.Error("cannot note the cluster's incarnation", "error", err)
 		return
 	}
 	u.pinned.Store(&pin)
-	u.kv.Pin(u.kv.StoreID())
 }
 
 // recovering is why no record may change now; nil: they may.
@@ -94,8 +107,10 @@ func sortedKeys[V any](m map[string]V) []string {
 // at the nodes that it knows.
 func (u *unit) seekLater(ctx context.Context) error {
 	const every = 5 * time.Second
+	const rememberTurns = 120 // ten minutes
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
+	turn := 0
 	for {
 		select {
 		case <-ctx.Done():
@@ -111,12 +126,36 @@ func (u *unit) seekLater(ctx context.Context) error {
 			return errLater // drover recover made this host the first node
 		}
 		if u.leased.Load() {
+			if turn%rememberTurns == 0 {
+				u.remember(ctx)
+			}
+			turn++
 			continue
 		}
 		if later, found := u.askLater(ctx); found {
 			return u.goOver(later, later.Endpoints)
 		}
 	}
+}
+
+// remember keeps, for a time when no state store answers, some of the nodes
+// that are there now: control nodes, then others.
+func (u *unit) remember(ctx context.Context) {
+	nodes, err := u.cluster.Nodes(ctx)
+	if err != nil {
+		return // it is tried again, and what is remembered may still be right
+	}
+	u.network.Know(nodes)
+	const most = 16
+	var some []api.Node
+	for _, control := range []bool{true, false} {
+		for _, n := range nodes {
+			if n.Control == control && n.Name != u.node.Name && len(some) < most {
+				some = append(some, api.Node{Name: n.Name, Address: n.Address, Control: n.Control})
+			}
+		}
+	}
+	u.changePin(func(pin *cluster.Incarnation) { pin.Controls = some })
 }
 
 // askLater asks the nodes that are known whether they have seen a later incarnation.
