@@ -56,11 +56,16 @@ func Init(ctx context.Context, cfg InitConfig) (Config, error) {
 	if node.External == nil {
 		node.Endpoints, node.Candidate = []string{node.StateURL()}, true
 	}
-	if err := node.Validate(); err != nil {
-		return Config{}, err
-	}
 	if cfg.ClusterName == "" {
 		cfg.ClusterName = "drover"
+	}
+	if x := node.External; x != nil && x.Prefix == "" {
+		y := *x
+		y.Prefix = DefaultPrefix(cfg.ClusterName)
+		node.External = &y
+	}
+	if err := node.Validate(); err != nil {
+		return Config{}, err
 	}
 	ca, err := auth.NewCA(cfg.ClusterName, cfg.Now)
 	if err != nil {
@@ -155,7 +160,7 @@ func Bootstrap(ctx context.Context, c Config, store *state.Store) error {
 			// The store outlived its cluster, as an external one can; a recovery
 			// replaces what is in it.
 		case err == nil:
-			return &api.Error{Kind: api.Exists, Op: "set up the cluster", Object: b.Cluster.ID, Reason: "that state store already holds cluster " + there.ID, Next: "join that one with drover join, or use another etcd"}
+			return &api.Error{Kind: api.Exists, Op: "set up the cluster", Object: b.Cluster.ID, Reason: "that state store already holds cluster " + there.ID, Next: "join that one with drover join, or give another --etcd-prefix or --cluster-name"}
 		case !api.Is(err, api.NotFound):
 			return err
 		}

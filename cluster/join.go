@@ -53,6 +53,7 @@ type JoinAnswer struct {
 	Chain     []byte      `json:"chain" doc:"its certificate and the CA's, PEM"`
 	CA        []byte      `json:"ca" doc:"PEM"`
 	Endpoints []string    `json:"endpoints" doc:"of the state store"`
+	Prefix    string      `json:"prefix,omitempty" doc:"of all keys in an external state store"`
 	External  bool        `json:"external,omitempty" doc:"the state store is not Drover's own: its TLS files have to be given to this node"`
 }
 
@@ -258,8 +259,16 @@ func FinishJoin(c Config, token auth.Token, r *auth.Request, a JoinAnswer) (Conf
 			return Config{}, &api.Error{Kind: api.Invalid, Op: "join cluster", Object: c.Name, Reason: "this cluster keeps its state in an external etcd", Next: "give its TLS files with --etcd-ca, --etcd-cert and --etcd-key"}
 		}
 		c.Endpoints = a.Endpoints
-	} else if len(c.Endpoints) == 0 {
-		c.Endpoints = a.Endpoints
+	} else {
+		if !a.External {
+			return Config{}, &api.Error{Kind: api.Invalid, Op: "join cluster", Object: c.Name, Reason: "this cluster runs its own state store", Next: "leave out --etcd-endpoints"}
+		}
+		if len(c.Endpoints) == 0 {
+			c.Endpoints = a.Endpoints
+		}
+		x := *c.External
+		x.Prefix = a.Prefix
+		c.External = &x
 	}
 	if err := c.Validate(); err != nil {
 		return Config{}, err

@@ -28,6 +28,7 @@ type Service struct {
 	Node string
 	// Endpoints are given to joining nodes when the store is external.
 	Endpoints []string
+	Prefix    string           // of all keys in an external store
 	Validity  time.Duration    // of certificates; default auth.Validity
 	Now       func() time.Time // default time.Now
 }
@@ -175,7 +176,7 @@ func (s *Service) welcome(ctx context.Context, node api.Node, csr []byte) (JoinA
 	if err != nil {
 		return JoinAnswer{}, err
 	}
-	a := JoinAnswer{Node: node, Chain: chain, CA: ca.PEM(), Endpoints: s.Endpoints, External: s.Members == nil}
+	a := JoinAnswer{Node: node, Chain: chain, CA: ca.PEM(), Endpoints: s.Endpoints, External: s.Members == nil, Prefix: s.Prefix}
 	err = s.Store.View(ctx, func(tx *state.Tx) (err error) {
 		a.Cluster, _, err = state.TheCluster.Get(tx, "cluster")
 		return err

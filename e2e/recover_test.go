@@ -136,9 +136,9 @@ func recoverWithout(w *world) {
 		return nil
 	})
 	w.refused("node2", []string{"came back from a backup", "node1"}, "docker", "run", "--rm", "--volume-driver", "drover", "-v", "busy:/d", image, "cat", "/d/f")
-	w.refused("node2", []string{"recovered"}, "drover", "volume", "create", "another")
+	w.refused("node2", []string{"came back from a backup"}, "drover", "volume", "create", "another")
 	w.refused("node2", []string{"not waited for"}, "drover", "recover", "--without", "node3")
-	w.run("node3", "drover", "recover", "--without", "node1")
+	w.run("node2", "drover", "recover", "--without", "node1")
 	w.until("the others go on", func() error {
 		out, err := w.try("node2", "docker", "run", "--rm", "--volume-driver", "drover", "-v", "busy:/d", image, "cat", "/d/f")
 		if err != nil || out != "busy" {

@@ -171,7 +171,7 @@ func (u *unit) open() (err error) {
 		}
 	}
 	if x := u.node.External; x != nil {
-		config.Sync = -1
+		config.Sync, config.Prefix, config.External = -1, x.Prefix, true
 		if config.TLS, err = externalTLS(*x); err != nil {
 			return err
 		}
@@ -228,7 +228,7 @@ func (u *unit) build() error {
 	if u.node.External == nil {
 		u.cluster.Members, u.cluster.Access = u.kv.Members(), u.kv.Users()
 	} else {
-		u.cluster.Endpoints = u.node.Endpoints
+		u.cluster.Endpoints, u.cluster.Prefix = u.node.Endpoints, u.node.External.Prefix
 	}
 	engine, err := docker.New(docker.Options{Host: u.cfg.Docker})
 	if err != nil {

@@ -324,6 +324,16 @@ func readStart(c cluster.Config) (start cluster.MemberStart, found bool, err err
 	return start, true, json.Unmarshal(text, &start)
 }
 
+// CheckExternal finds out whether the etcd of a configuration will do, before
+// anything is made that relies on it. It gives the endpoints that are silent.
+func CheckExternal(ctx context.Context, c cluster.Config, control bool) ([]string, error) {
+	config, err := externalTLS(*c.External)
+	if err != nil {
+		return nil, err
+	}
+	return etcd.Check(ctx, etcd.ClientConfig{Endpoints: c.Endpoints, TLS: config, Prefix: c.External.Prefix, External: true}, control)
+}
+
 func externalTLS(x cluster.External) (*tls.Config, error) {
 	cert, err := tls.LoadX509KeyPair(x.Cert, x.Key)
 	if err != nil {

@@ -57,7 +57,7 @@ func recoveryRows(w *tabwriter.Writer, c api.Cluster) {
 	}
 	row(w, "recovery", text+"; nothing new is mounted, moved or removed until it is over")
 	for _, node := range slices.Sorted(maps.Keys(r.Awaiting)) {
-		row(w, "waiting for", fmt.Sprintf("%s: %s (if it is gone for good: drover recover --without %s)", node, r.Awaiting[node], node))
+		row(w, "waiting for", fmt.Sprintf("%s: %s (if it is gone for good, on a control node: drover recover --without %s)", node, r.Awaiting[node], node))
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/namespace"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 
@@ -36,6 +37,11 @@ type ClientConfig struct {
 	// What another store says is refused: after a recovery, members of the
 	// former incarnation may still answer at known addresses.
 	Store uint64
+	// Prefix is put before every key, so that several Drover clusters and
+	// others can share an etcd that is not Drover's own.
+	Prefix string
+	// External: rights are given by whoever runs that etcd; errors say so.
+	External bool
 }
 
 // Validate reports all that is wrong.
@@ -62,6 +68,8 @@ func (c ClientConfig) Validate() error {
 type KV struct {
 	client  *clientv3.Client
 	timeout time.Duration
+	prefix  string        // of all keys, said in errors only
+	foreign bool          // the store is run by others
 	refused chan struct{} // closed when a member refused our certificate
 	once    *sync.Once
 	store   atomic.Uint64 // that is meant; 0: any
@@ -115,6 +123,11 @@ func Open(cfg ClientConfig) (*KV, error) {
 		return nil, &api.Error{Kind: api.Invalid, Op: "reach the state store", Err: err}
 	}
 	kv.client = client
+	if kv.prefix, kv.foreign = cfg.Prefix, cfg.External; cfg.Prefix != "" {
+		client.KV = namespace.NewKV(client.KV, cfg.Prefix)
+		client.Watcher = namespace.NewWatcher(client.Watcher, cfg.Prefix)
+		client.Lease = namespace.NewLease(client.Lease, cfg.Prefix)
+	}
 	return kv, nil
 }
 
@@ -160,16 +173,26 @@ func (kv *KV) translate(ctx context.Context, op, object string, err error) error
 		return state.LeaseGone(object)
 	case is(rpctypes.ErrPermissionDenied, rpctypes.ErrUserEmpty, rpctypes.ErrUserNotFound, rpctypes.ErrAuthFailed, rpctypes.ErrInvalidAuthToken):
 		e.Kind, e.Reason = api.Denied, "the state store does not permit this node to do that"
+		if kv.foreign {
+			e.Object = kv.prefix + object
+			e.Reason, e.Next = "the external etcd does not permit it to the user of this node's certificate", "docs/external-etcd.md lists the rights that a node needs below "+kv.prefix+"; whoever runs that etcd gives them"
+		}
 	case is(rpctypes.ErrNoSpace):
 		e.Kind, e.Reason, e.Next = api.Exhausted, "the state store has reached its size limit", "see drover doctor"
 	case is(rpctypes.ErrTooManyOps, rpctypes.ErrRequestTooLarge, rpctypes.ErrFutureRev, rpctypes.ErrEmptyKey):
 		e.Kind = api.Invalid
+	case kv.isRefused() && kv.foreign:
+		e.Kind, e.Reason, e.Next = api.Denied, "the external etcd refuses this node's certificate for it", "see config.json in the data directory for the file; put a good one in its place and restart the agent"
 	case kv.isRefused():
 		e.Kind, e.Reason, e.Next = api.Denied, "the state store refuses this node's certificate", "if the node was removed, join it again with a new token"
 	default:
 		e.Kind = api.Unavailable
 		e.Reason = fmt.Sprintf("no answer within %v; waiting for a majority of the members of the state store, known at %s", kv.timeout, strings.Join(kv.client.Endpoints(), ", "))
 		e.Next = "see drover node ls for members that are down; what is mounted keeps working"
+		if kv.foreign {
+			e.Reason = fmt.Sprintf("no answer within %v from the external etcd at %s", kv.timeout, strings.Join(kv.client.Endpoints(), ", "))
+			e.Next = "see to that etcd; what is mounted keeps working"
+		}
 	}
 	return e
 }
