@@ -160,21 +160,19 @@ func (a *Agent) settled(ctx context.Context) (again, over bool, err error) {
 	return mine, false, nil
 }
 
-// allReported reports whether every node has told the cluster in this
-// incarnation what it holds.
-func (a *Agent) allReported(ctx context.Context) (bool, error) {
-	if a.OnHold() != "" {
-		return false, nil
-	}
+// unreported are the nodes that have not told the cluster in this incarnation
+// what they hold. Which volumes there are is not known for certain then.
+func (a *Agent) unreported(ctx context.Context) (silent []string, err error) {
 	if a.cfg.Incarnation <= 1 {
-		return true, nil
+		return nil, nil
 	}
-	all := true
-	_, err := state.Nodes.All(ctx, a.deps.Store, "", func(_ string, n api.Node, _ int64) error {
-		all = all && n.Incarnation >= a.cfg.Incarnation
+	_, err = state.Nodes.All(ctx, a.deps.Store, "", func(name string, n api.Node, _ int64) error {
+		if n.Incarnation < a.cfg.Incarnation {
+			silent = append(silent, name)
+		}
 		return nil
 	})
-	return all, err
+	return silent, err
 }
 
 // maxPart is about how many bytes one part of a report has.

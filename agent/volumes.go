@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/drover-data/drover/api"
@@ -44,6 +45,11 @@ func (a *Agent) Create(ctx context.Context, c api.CreateVolume) error {
 		return &api.Error{Kind: api.Unknown, Op: "create volume", Object: c.Name, Reason: "whether it exists cannot be known now, and an empty twin must not be made", Err: err, Next: "try again when drover status shows the cluster healthy"}
 	case ref.At != "" || ref.Back != 0:
 		return &api.Error{Kind: api.NotFound, Op: "use volume", Object: c.Name, Reason: "there is no volume " + ref.Volume, Next: "create it first: drover volume create " + ref.Volume}
+	}
+	// Docker makes a volume of any name that it has not heard of. A person who
+	// means it says so.
+	if silent, err := a.unreported(ctx); err != nil || len(silent) > 0 {
+		return &api.Error{Kind: api.Unknown, Op: "create volume", Object: c.Name, Reason: fmt.Sprintf("the cluster was recovered without %s, which may have a volume of that name; an empty twin must not be made", strings.Join(silent, ", ")), Err: err, Next: "bring that node back, or remove it with drover node rm --force; drover volume create " + c.Name + " makes a new one"}
 	}
 	_, err = a.NewVolume(ctx, c)
 	return err

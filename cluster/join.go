@@ -256,7 +256,7 @@ func FinishJoin(c Config, token auth.Token, r *auth.Request, a JoinAnswer) (Conf
 	c.Cluster, c.Candidate = a.Cluster.ID, a.Node.Candidate
 	if c.External == nil {
 		if a.External {
-			return Config{}, &api.Error{Kind: api.Invalid, Op: "join cluster", Object: c.Name, Reason: "this cluster keeps its state in an external etcd", Next: "give its TLS files with --etcd-ca, --etcd-cert and --etcd-key"}
+			return Config{}, &api.Error{Kind: api.Invalid, Op: "join cluster", Object: c.Name, Reason: "this cluster keeps its state in an external etcd", Next: "give --etcd-endpoints, and its TLS files with --etcd-ca, --etcd-cert and --etcd-key"}
 		}
 		c.Endpoints = a.Endpoints
 	} else {

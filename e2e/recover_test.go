@@ -153,6 +153,7 @@ func recoverWithout(w *world) {
 	if owner := w.owner("node3", "app"); owner != "node1" {
 		w.t.Errorf("app, of which node1 has said nothing, is on %q", owner)
 	}
+	w.refused("node3", []string{"node1", "empty twin"}, "docker", "run", "--rm", "--volume-driver", "drover", "-v", "late:/d", image, "cat", "/d/f")
 	if err := w.host("node1").PowerOn(w.t.Context()); err != nil {
 		w.t.Fatal(err)
 	}
