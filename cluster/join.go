@@ -43,6 +43,7 @@ type JoinRequest struct {
 	Clock    time.Time `json:"clock" doc:"its time when it sent this"`
 	Software string    `json:"software" doc:"version of its binary"`
 	API      int       `json:"api" doc:"version of API and transfer protocol it speaks"`
+	External bool      `json:"external,omitempty" doc:"it was given the TLS files of an etcd that is not Drover's"`
 	Worker   bool      `json:"worker,omitempty" doc:"it does not want to be a member of the state store, whatever the token allows"`
 }
 
@@ -228,8 +229,17 @@ func PrepareJoin(c Config, token auth.Token, software string, now time.Time) (Jo
 	return JoinRequest{
 		Token: token.ID, Secret: token.Secret, Name: c.Name, Address: c.APIAddress(),
 		StateURL: c.StateURL(), PeerURL: c.PeerURL(), CSR: r.CSR, Clock: now.UTC(),
-		Software: software, API: APIVersion, Worker: !c.Candidate,
+		Software: software, API: APIVersion, External: c.External != nil, Worker: !c.Candidate,
 	}, r, nil
+}
+
+// storeMismatch refuses a node that expects another kind of state store.
+func storeMismatch(node string, external bool) error {
+	e := &api.Error{Kind: api.Invalid, Op: "join cluster", Object: node, Reason: "this cluster runs its own state store", Next: "leave out --etcd-endpoints"}
+	if external {
+		e.Reason, e.Next = "this cluster keeps its state in an external etcd", "give --etcd-endpoints, and its TLS files with --etcd-ca, --etcd-cert and --etcd-key"
+	}
+	return e
 }
 
 // FinishJoin checks the answer against the token and writes this node's
@@ -256,13 +266,10 @@ func FinishJoin(c Config, token auth.Token, r *auth.Request, a JoinAnswer) (Conf
 	c.Cluster, c.Candidate = a.Cluster.ID, a.Node.Candidate
 	if c.External == nil {
 		if a.External {
-			return Config{}, &api.Error{Kind: api.Invalid, Op: "join cluster", Object: c.Name, Reason: "this cluster keeps its state in an external etcd", Next: "give --etcd-endpoints, and its TLS files with --etcd-ca, --etcd-cert and --etcd-key"}
+			return Config{}, storeMismatch(c.Name, true)
 		}
 		c.Endpoints = a.Endpoints
 	} else {
-		if !a.External {
-			return Config{}, &api.Error{Kind: api.Invalid, Op: "join cluster", Object: c.Name, Reason: "this cluster runs its own state store", Next: "leave out --etcd-endpoints"}
-		}
 		if len(c.Endpoints) == 0 {
 			c.Endpoints = a.Endpoints
 		}

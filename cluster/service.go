@@ -89,7 +89,9 @@ func (s *Service) Join(ctx context.Context, r JoinRequest) (JoinAnswer, error) {
 		if err != nil {
 			return false, nil, err
 		}
-		replay, err = r.check(facts)
+		if replay, err = r.check(facts); err == nil && r.External != (s.Members == nil) {
+			err = storeMismatch(r.Name, s.Members == nil)
+		}
 		if replay {
 			node = *facts.node
 		}
