@@ -72,13 +72,6 @@ func TestExternalEtcd(t *testing.T) {
 	wrong := func(change ...string) []string {
 		return append(append([]string{"drover", "init", "--no-start", "--name", "x", "--advertise", one.Address()}, flags(one)...), change...)
 	}
-	w.until("that etcd answers", func() error {
-		out, err := w.try("node1", wrong("--etcd-ca", filepath.Join(one.Dir(), "none.pem"))...)
-		if err == nil || strings.Contains(out, "nothing answers") {
-			return errors.New(out)
-		}
-		return nil
-	})
 	other, err := auth.NewCA("other", time.Now())
 	if err != nil {
 		t.Fatal(err)
@@ -86,7 +79,13 @@ func TestExternalEtcd(t *testing.T) {
 	if err := os.WriteFile(pem(one, "other-ca"), other.PEM(), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	w.refused("node1", []string{"--etcd-ca"}, wrong("--etcd-ca", pem(one, "other-ca"))...)
+	w.until("that etcd answers, and is not who it should be", func() error {
+		out, err := w.try("node1", wrong("--etcd-ca", pem(one, "other-ca"))...)
+		if err == nil || !strings.Contains(out, "give that etcd's CA with --etcd-ca") {
+			return errors.New(out)
+		}
+		return nil
+	})
 	w.refused("node1", []string{"none.pem"}, wrong("--etcd-cert", pem(one, "none"))...)
 	if out, err := w.try("node1", "drover", "status"); err == nil {
 		t.Errorf("a refused init left a node:\n%s", out)
