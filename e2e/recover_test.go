@@ -5,8 +5,12 @@ package e2e
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/drover-data/drover/lab"
 )
 
 // The state of all members is lost, and comes back from a backup that knows
@@ -24,14 +28,16 @@ func TestRecoverCluster(t *testing.T) {
 	w.busybox("node2", "gone", "echo gone > /d/f")
 	w.busybox("node2", "busy", "echo busy > /d/f")
 	w.run("node3", "docker", "run", "-d", "--name", "app", "--volume-driver", "drover", "-v", "app:/d", image, "sh", "-c", "while :; do date >> /d/log; sleep 1; done")
-	w.run("node1", "sh", "-c", "echo a-good-long-passphrase > /root/pass")
-	w.refused("node1", []string{"the key of the cluster's CA", "--passphrase-file"}, "drover", "backup", "/root/b")
-	w.run("node2", "sh", "-c", "echo another-passphrase > /root/pass")
-	w.run("node1", "drover", "backup", "/root/b", "--passphrase-file", "/root/pass")
-	if out := w.run("node1", "drover", "backup", "--verify", "/root/b", "--passphrase-file", "/root/pass"); !strings.Contains(out, "records and secrets are what was written") {
+	pass, file := filepath.Join(w.lab.Dir(), "pass"), filepath.Join(w.lab.Dir(), "backup")
+	if err := os.WriteFile(pass, []byte("a good long passphrase\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.refused("node1", []string{"the key of the cluster's CA", "--passphrase-file"}, "drover", "backup", file)
+	w.run("node1", "drover", "backup", file, "--passphrase-file", pass)
+	if out := w.run("node1", "drover", "backup", "--verify", file, "--passphrase-file", pass); !strings.Contains(out, "records and secrets are what was written") {
 		t.Errorf("verify says %s", out)
 	}
-	w.refused("node1", []string{"nothing to recover", "--abandon-living"}, "drover", "recover", "/root/b", "--passphrase-file", "/root/pass")
+	w.refused("node1", []string{"nothing to recover", "--abandon-living"}, "drover", "recover", file, "--passphrase-file", pass)
 
 	// What the backup does not know.
 	w.equal(w.busybox("node2", "moved", "cat /d/f; echo after > /d/f"), "before")
@@ -52,14 +58,14 @@ func TestRecoverCluster(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	w.refused("node1", []string{"passphrase"}, "drover", "recover", "/root/b")
-	out := w.run("node1", "drover", "recover", "--dry-run", "/root/b", "--passphrase-file", "/root/pass")
+	w.refused("node1", []string{"passphrase"}, "drover", "recover", file)
+	out := w.run("node1", "drover", "recover", "--dry-run", file, "--passphrase-file", pass)
 	for _, line := range [][]string{{"moved", "node2", "moved since"}, {"fresh", "node3", "created since"}, {"gone", "node2", "deleted"}, {"app", "node3", "as in the backup"}} {
 		if !hasLine(out, line...) {
 			t.Errorf("the dry run does not say %v:\n%s", line, out)
 		}
 	}
-	w.run("node1", "drover", "recover", "/root/b", "--passphrase-file", "/root/pass")
+	w.run("node1", "drover", "recover", file, "--passphrase-file", pass)
 	w.until("the recovery is over", func() error {
 		out, err := w.try("node2", "drover", "status")
 		if err != nil || !strings.Contains(out, "incarnation 2") || strings.Contains(out, "recovery") {
@@ -108,14 +114,14 @@ func TestRecoverCluster(t *testing.T) {
 		}
 		return nil
 	})
-	recoverWithout(w)
+	recoverWithout(w, file, pass)
 }
 
 // Once more, with a node that is switched off and a member of the lost state
 // store that still runs: the others go on without the node, and what it has
 // finds its place when it is back.
-func recoverWithout(w *world) {
-	w.run("node2", "drover", "backup", "/root/b", "--passphrase-file", "/root/pass")
+func recoverWithout(w *world, file, pass string) {
+	w.run("node2", "drover", "backup", file, "--passphrase-file", pass)
 	w.busybox("node1", "late", "echo late > /d/f; sync")
 	if err := w.host("node1").PowerOff(w.t.Context()); err != nil {
 		w.t.Fatal(err)
@@ -127,7 +133,7 @@ func recoverWithout(w *world) {
 	if err := w.host("node2").RestartService(w.t.Context(), "state"); err != nil {
 		w.t.Fatal(err)
 	}
-	w.run("node2", "drover", "recover", "/root/b", "--passphrase-file", "/root/pass")
+	w.run("node2", "drover", "recover", file, "--passphrase-file", pass)
 	w.until("node1 is waited for", func() error {
 		out, err := w.try("node3", "drover", "status")
 		if err != nil || !strings.Contains(out, "incarnation 3") || !hasLine(out, "waiting for", "node1") || hasLine(out, "waiting for", "node3") || hasLine(out, "waiting for", "node2:") {
@@ -169,6 +175,48 @@ func recoverWithout(w *world) {
 	w.until("node1 has set its member aside", func() error {
 		_, err := w.try("node1", "sh", "-c", "ls -d /var/lib/drover/state.incarnation-2-*")
 		return err
+	})
+}
+
+// The first node is gone with the state store; a fresh host at another address
+// takes over, and is followed.
+func TestRecoverElsewhere(t *testing.T) {
+	w := newWorld(t, 2, "1G")
+	w.busybox("node2", "vol", "echo here > /d/f")
+	file, dir, two := filepath.Join(w.lab.Dir(), "backup"), filepath.Join(w.lab.Dir(), "fresh"), w.host("node2")
+	w.run("node2", "drover", "backup", file, "--secrets-in-clear")
+	if err := w.host("node1").PowerOff(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	places := []string{"--data-dir", dir + "/data", "--run-dir", dir + "/run", "--plugin-dir", dir + "/plugins"}
+	fresh := append([]string{"drover", "recover", file, "--no-start", "--name", "node3", "--advertise", two.Address(), "--api-port", "7533", "--state-port", "7534", "--peer-port", "7535"}, places...)
+	w.run("node2", fresh...)
+	for _, unit := range []string{"state", "agent"} {
+		if err := two.StartService(t.Context(), lab.Service{Name: "fresh-" + unit, Args: append([]string{binary, unit}, places...), Restart: "always", Notify: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.until("node2 follows", func() error {
+		out, err := w.try("node2", "drover", "recover", "--follow", two.Address()+":7533")
+		if err != nil && !strings.Contains(out, "nothing to follow") {
+			return fmt.Errorf("%v: %s", err, out)
+		}
+		return nil
+	})
+	w.until("only node1 is waited for", func() error {
+		out, err := w.try("node2", "drover", "status")
+		if err != nil || !strings.Contains(out, "incarnation 2") || !hasLine(out, "waiting for", "node1") || hasLine(out, "waiting for", "node2:") || hasLine(out, "waiting for", "node3:") {
+			return fmt.Errorf("%v: %s", err, out)
+		}
+		return nil
+	})
+	w.run("node2", "drover", "recover", "--without", "node1", "--socket", dir+"/run/drover.sock")
+	w.until("the volume can be used", func() error {
+		out, err := w.try("node2", "docker", "run", "--rm", "--volume-driver", "drover", "-v", "vol:/d", image, "cat", "/d/f")
+		if err != nil || out != "here" {
+			return fmt.Errorf("%v: %s", err, out)
+		}
+		return nil
 	})
 }
 

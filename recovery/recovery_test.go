@@ -290,6 +290,20 @@ func TestRefusals(t *testing.T) {
 	if err := w.s.Report(t.Context(), caller("n2"), ledger.Report{Incarnation: 1, Last: true}); !api.Is(err, api.Conflict) {
 		t.Errorf("a report to the incarnation before: %v", err)
 	}
+	good := copyOf(api.Volume{ID: id("a"), Name: "v"}, "n2", 1)
+	for what, spoil := range map[string]func(*ledger.Copy){
+		"no epoch":        func(c *ledger.Copy) { c.Epoch = 0 },
+		"a huge epoch":    func(c *ledger.Copy) { c.Epoch = 1 << 63 },
+		"a path for name": func(c *ledger.Copy) { c.Volume.Name = "../x" },
+		"no id":           func(c *ledger.Copy) { c.Volume.ID = "x/y" },
+		"a bad branch":    func(c *ledger.Copy) { c.Branch = "a..b" },
+	} {
+		c := good
+		spoil(&c)
+		if err := w.s.Report(t.Context(), caller("n2"), ledger.Report{Incarnation: 2, Copies: []ledger.Copy{c}}); !api.Is(err, api.Invalid) {
+			t.Errorf("a copy with %s: %v", what, err)
+		}
+	}
 	if err := w.s.Report(t.Context(), auth.Identity{Kind: auth.UserKind, Name: "eve", Role: api.Admin}, ledger.Report{Incarnation: 2}); !api.Is(err, api.Denied) {
 		t.Errorf("a user's report: %v", err)
 	}

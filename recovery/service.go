@@ -2,6 +2,7 @@ package recovery
 
 import (
 	"context"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -190,6 +191,9 @@ func (s *Service) Report(ctx context.Context, caller auth.Identity, r ledger.Rep
 	}
 	for i := range r.Copies {
 		r.Copies[i].Node = caller.Name // a node speaks for its own pools only
+		if err := checkCopy(r.Copies[i]); err != nil {
+			return err
+		}
 	}
 	if err := s.keep(ctx, caller.Name, r); err != nil {
 		return err
@@ -204,6 +208,25 @@ func (s *Service) Report(ctx context.Context, caller auth.Identity, r ledger.Rep
 		return s.late(ctx, c, caller.Name, len(r.Gone) == 0)
 	}
 	return s.arrived(ctx, caller.Name, r.Gone)
+}
+
+// checkCopy refuses what no pool of an honest node remembers: a report decides
+// about owners.
+func checkCopy(c ledger.Copy) error {
+	const mostMoves = 1 << 40
+	err := errors.Join(api.CheckVolumeName(c.Volume.Name), api.CheckBranchName(c.Branch), api.CheckPoolName(c.Pool), api.CheckLabels(c.Volume.Labels))
+	switch id, bad := hex.DecodeString(c.Volume.ID); {
+	case bad != nil || len(id) != 16:
+		err = errors.Join(err, fmt.Errorf("%q is no volume's id", c.Volume.ID))
+	case c.Epoch == 0 || c.Epoch > mostMoves:
+		err = errors.Join(err, fmt.Errorf("no head has epoch %d", c.Epoch))
+	case c.To != "":
+		err = errors.Join(err, api.CheckNodeName(c.To))
+	}
+	if err != nil {
+		return &api.Error{Kind: api.Invalid, Op: "report pools", Object: c.Node + ": " + c.Volume.Name, Err: err}
+	}
+	return nil
 }
 
 // keep keeps a part until all have reported.
