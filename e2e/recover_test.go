@@ -184,7 +184,7 @@ func TestRecoverElsewhere(t *testing.T) {
 	w := newWorld(t, 2, "1G")
 	w.busybox("node2", "vol", "echo here > /d/f")
 	file, dir, two := filepath.Join(w.lab.Dir(), "backup"), filepath.Join(w.lab.Dir(), "fresh"), w.host("node2")
-	w.run("node2", "drover", "backup", file, "--secrets-in-clear")
+	w.run("node1", "drover", "backup", file, "--secrets-in-clear")
 	if err := w.host("node1").PowerOff(t.Context()); err != nil {
 		t.Fatal(err)
 	}
