@@ -115,9 +115,9 @@ func TestExternalEtcd(t *testing.T) {
 		return nil
 	})
 	// Its state comes back from a backup, in place of what was there.
-	w.run("node1", "drover", "backup", filepath.Join(w.lab.Dir(), "backup"), "--secrets-in-clear")
+	w.run("node1", "drover", "backup", filepath.Join(one.Dir(), "backup"), "--secrets-in-clear")
 	w.busybox("node3", "fresh", "echo fresh > /d/f")
-	w.run("node1", "drover", "recover", filepath.Join(w.lab.Dir(), "backup"), "--abandon-living")
+	w.run("node1", "drover", "recover", filepath.Join(one.Dir(), "backup"), "--abandon-living")
 	w.until("the recovery is over", func() error {
 		out, err := w.try("node3", "drover", "status")
 		if err != nil || !strings.Contains(out, "incarnation 2") || strings.Contains(out, "recovery") {

@@ -28,7 +28,7 @@ func TestRecoverCluster(t *testing.T) {
 	w.busybox("node2", "gone", "echo gone > /d/f")
 	w.busybox("node2", "busy", "echo busy > /d/f")
 	w.run("node3", "docker", "run", "-d", "--name", "app", "--volume-driver", "drover", "-v", "app:/d", image, "sh", "-c", "while :; do date >> /d/log; sleep 1; done")
-	pass, file := filepath.Join(w.lab.Dir(), "pass"), filepath.Join(w.lab.Dir(), "backup")
+	pass, file := filepath.Join(w.host("node1").Dir(), "pass"), filepath.Join(w.host("node1").Dir(), "backup")
 	if err := os.WriteFile(pass, []byte("a good long passphrase\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -183,7 +183,8 @@ func recoverWithout(w *world, file, pass string) {
 func TestRecoverElsewhere(t *testing.T) {
 	w := newWorld(t, 2, "1G")
 	w.busybox("node2", "vol", "echo here > /d/f")
-	file, dir, two := filepath.Join(w.lab.Dir(), "backup"), filepath.Join(w.lab.Dir(), "fresh"), w.host("node2")
+	two := w.host("node2")
+	file, dir := filepath.Join(two.Dir(), "backup"), filepath.Join(two.Dir(), "fresh")
 	w.run("node1", "drover", "backup", file, "--secrets-in-clear")
 	if err := w.host("node1").PowerOff(t.Context()); err != nil {
 		t.Fatal(err)
