@@ -26,6 +26,7 @@ var (
 	bucketArriving = []byte("arriving") // volume@branch/snapshot -> pool: it began to arrive there and is not complete
 	bucketCopies   = []byte("copies")   // volume@branch/volume that begins as a copy -> id of the snapshot
 	bucketPools    = []byte("pools")    // pool name -> api.AddPool
+	bucketMeta     = []byte("meta")     // "incarnation" -> of the cluster, to which the pools were last reported
 	bucketWaiting  = []byte("waiting")  // volume@branch -> since when a container waits for the head
 )
 
@@ -46,7 +47,7 @@ func openIndex(path string) (*index, error) {
 		return nil, errors.Join(err, db.Close())
 	}
 	err = db.Update(func(tx *bbolt.Tx) error {
-		for _, name := range [][]byte{bucketVolumes, bucketNames, bucketJournal, bucketPrepared, bucketBases, bucketWaiting, bucketPools, bucketArriving, bucketCopies} {
+		for _, name := range [][]byte{bucketVolumes, bucketNames, bucketJournal, bucketPrepared, bucketBases, bucketWaiting, bucketPools, bucketArriving, bucketCopies, bucketMeta} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}

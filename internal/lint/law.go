@@ -102,6 +102,14 @@ var rules = []rule{
 		why: "membership is decided on records; routes and etcd are edges",
 	},
 	{
+		of: []string{"backup"}, only: []string{"api"},
+		why: "a backup's file can be read and checked without a cluster",
+	},
+	{
+		of: []string{"recovery"}, not: []string{"net/http", "go.etcd.io..."}, only: []string{"api", "auth", "backup", "cluster", "ledger", "state"},
+		why: "a cluster comes back by its records and what nodes report; pools, routes and etcd are edges",
+	},
+	{
 		of: []string{"agent"}, not: []string{"net/http", "go.etcd.io/etcd...", "github.com/moby/moby..."},
 		why: "the agent works through ports: it can be run in memory, a thousand in one process",
 	},
@@ -152,6 +160,7 @@ var confined = []door{
 	{"go.etcd.io/bbolt...", []string{"agent", "exchange", "tree", "internal/..."}, "small durable records in one file: the agent's index, and what lies beside the data"},
 	{"google.golang.org/grpc...", []string{"state/etcd"}, "etcd's transport"},
 	{"github.com/moby/moby...", []string{"container/docker", "doctor", "internal/..."}, "the engine is a port; container/docker is its one adapter"},
+	{"filippo.io/age...", []string{"backup"}, "how secrets are encrypted is decided in one place"},
 	{"github.com/spf13/...", []string{"cmd..."}, "flags are parsed in cmd only"},
 	{"github.com/danielgtaylor/huma...", []string{"apiserver"}, "routes and their description are made in one place"},
 	{"github.com/prometheus/...", []string{"metrics", "internal/..."}, "measures are named in one place"},
