@@ -160,7 +160,7 @@ var confined = []door{
 	{"go.etcd.io/bbolt...", []string{"agent", "exchange", "tree", "internal/..."}, "small durable records in one file: the agent's index, and what lies beside the data"},
 	{"google.golang.org/grpc...", []string{"state/etcd"}, "etcd's transport"},
 	{"github.com/moby/moby...", []string{"container/docker", "doctor", "internal/..."}, "the engine is a port; container/docker is its one adapter"},
-	{"filippo.io/age...", []string{"backup"}, "how secrets are encrypted is decided in one place"},
+	{"filippo.io/age...", []string{"backup", "exchange"}, "secrets are wrapped for people in two places: a backup, and a remote's key"},
 	{"github.com/spf13/...", []string{"cmd..."}, "flags are parsed in cmd only"},
 	{"github.com/danielgtaylor/huma...", []string{"apiserver"}, "routes and their description are made in one place"},
 	{"github.com/prometheus/...", []string{"metrics", "internal/..."}, "measures are named in one place"},
