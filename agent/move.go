@@ -477,11 +477,16 @@ func (m *mover) stop(ctx context.Context, rec api.Head, j journal) error {
 
 func (m *mover) stopAll(ctx context.Context, cs []container.Container, timeout time.Duration) error {
 	for _, c := range cs {
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
 		// Its restart policy would start it again, here, where the data is leaving.
 		if err := m.h.a.deps.Engine.SetRestart(ctx, c.ID, "no"); err != nil {
 			return err
 		}
-		if err := m.h.a.deps.Engine.Stop(ctx, c.ID, timeout); err != nil {
+		// An engine that was asked to stop a container goes on with it whatever
+		// becomes of the question: who gives up waits for it all the same.
+		if err := m.h.a.deps.Engine.Stop(context.WithoutCancel(ctx), c.ID, timeout); err != nil {
 			return err
 		}
 	}
@@ -545,7 +550,7 @@ func (m *mover) cancel(ctx context.Context, v api.Volume, rec api.Head, reason s
 // or that brought it to another pool of this node.
 func (m *mover) unfence(ctx context.Context, o plan.Observed) error {
 	rec := o.Volume.Heads[m.h.key.branch]
-	if err := m.stopStopping(ctx); err != nil {
+	if _, err := m.stopStopping(ctx); err != nil {
 		return err
 	}
 	j, err := m.journal()
@@ -578,24 +583,25 @@ func (m *mover) unfence(ctx context.Context, o plan.Observed) error {
 }
 
 // stopStopping ends what a withdrawn move does to the containers, and waits
-// for it, so that it stops none that was started again.
-func (m *mover) stopStopping(ctx context.Context) error {
+// for it, so that it stops none that was started again. known says that this
+// process did it: then nothing is being stopped any more.
+func (m *mover) stopStopping(ctx context.Context) (known bool, err error) {
 	m.mu.Lock()
 	over, unstop := m.stopper, m.unstop
 	m.mu.Unlock()
 	if over == nil {
-		return nil
+		return false, nil
 	}
 	unstop()
 	select {
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return true, context.Cause(ctx)
 	case <-over:
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.stopper, m.stopErr, m.unstop = nil, nil, nil
-	return nil
+	return true, nil
 }
 
 // maxRestarts bounds how often a container is started in vain, about half a
@@ -605,7 +611,8 @@ const maxRestarts = 7
 // restart starts the containers again that a move stopped, as they were. One
 // that cannot be started is said and left: it holds up nothing else.
 func (m *mover) restart(ctx context.Context) error {
-	if err := m.stopStopping(ctx); err != nil {
+	known, err := m.stopStopping(ctx)
+	if err != nil {
 		return err
 	}
 	j, err := m.journal()
@@ -615,6 +622,13 @@ func (m *mover) restart(ctx context.Context) error {
 	for len(j.Stopped) > 0 {
 		s := j.Stopped[0]
 		err := m.h.a.deps.Engine.SetRestart(ctx, s.ID, s.Restart)
+		if err == nil && !known {
+			// An earlier run of the agent may have asked the engine to stop it,
+			// which may be about to end what seems to run.
+			if err = m.h.a.deps.Engine.Stop(ctx, s.ID, 0); api.Is(err, api.NotFound) {
+				err = nil
+			}
+		}
 		if err == nil {
 			err = m.h.a.deps.Engine.Start(ctx, s.ID)
 		}

@@ -66,6 +66,10 @@ type host struct {
 	pools  map[string]*poolmemory.Backend // the real things, by name
 	slow   map[string]bool
 	docker *docker
+	// incarnation of the cluster that the agent has seen when it starts; report
+	// is where it tells what its pools hold.
+	incarnation uint64
+	report      func(ctx context.Context, r ledger.Report) error
 
 	mu   sync.Mutex
 	life *life // guarded by mu; nil while no agent runs
@@ -285,9 +289,10 @@ func (h *host) start() {
 		return a
 	}}))
 	a, err := agent.New(agent.Config{
-		Node: h.name, Cluster: "sim", DataDir: filepath.Join(h.dir, "data"), VolatileDir: filepath.Join(h.dir, "run"),
+		Node: h.name, Cluster: "sim", Incarnation: h.incarnation, DataDir: filepath.Join(h.dir, "data"), VolatileDir: filepath.Join(h.dir, "run"),
 	}, agent.Deps{
-		Store: state.New(&storeView{h.w.kv, l}), Ledger: &books{h.w, l}, Peers: &network{h.w, l}, Engine: &engine{h.docker, l},
+		Report: h.report,
+		Store:  state.New(&storeView{h.w.kv, l}), Ledger: &books{h.w, l}, Peers: &network{h.w, l}, Engine: &engine{h.docker, l},
 		Users: &kernel{h}, Portable: &portable{h}, Mounted: h.mounted, Open: l.open,
 		Events: events.New(h.name, slog.New(slog.DiscardHandler), time.Now), Log: quiet, Now: time.Now, NewID: h.w.newID,
 	})

@@ -29,6 +29,9 @@ func (a *Agent) sweepNowAndThen(ctx context.Context) {
 // do not exist, and of which this node holds no head: a head is never removed
 // on such a word.
 func (a *Agent) sweep(ctx context.Context) error {
+	if silent, err := a.unreported(ctx); err != nil || len(silent) > 0 || a.OnHold() != "" {
+		return err // a volume that only a silent node knows would pass for gone
+	}
 	for _, p := range a.poolList() {
 		if state := p.seen().State; state == api.PoolGone || state == api.PoolReadOnly {
 			continue

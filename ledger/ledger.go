@@ -181,7 +181,7 @@ func Hand(v api.Volume, branch string, o HandOver, now time.Time) (api.Volume, e
 	h.From, h.FromPool = h.Node, h.Pool
 	h.Node, h.Pool = h.Move.To, h.Move.Pool
 	h.Epoch++
-	h.Since, h.Seed, h.SeedVolume, h.Ready, h.Move = now, o.Snapshot, "", false, nil
+	h.Since, h.Seed, h.SeedVolume, h.Ready, h.Move, h.Was = now, o.Snapshot, "", false, nil, 0
 	return put(h), nil
 }
 
@@ -369,7 +369,7 @@ func Adopt(v api.Volume, branch, node, pool, snapshot, proof, loss string, now t
 	delete(h.Stranded, node)
 	h.From, h.FromPool, h.Node, h.Pool = "", "", node, pool
 	h.Epoch++
-	h.Since, h.Seed, h.SeedVolume, h.Ready, h.Move = now, snapshot, "", false, nil
+	h.Since, h.Seed, h.SeedVolume, h.Ready, h.Move, h.Was = now, snapshot, "", false, nil, 0
 	return put(h), nil
 }
 

@@ -61,6 +61,7 @@ func rootCommand() *cobra.Command {
 	var t talk
 	root.AddCommand(
 		initCommand(), joinCommand(), statusCommand(&t), volumeCommand(&t), poolCommand(&t), nodeCommand(&t), userCommand(&t), eventsCommand(&t), doctorCommand(&t),
+		backupCommand(&t), recoverCommand(&t),
 		openapiCommand(), labCommand(), labClientCommand(), agentCommand(), stateCommand(), unitsCommand(),
 	)
 	completions(root, &t)

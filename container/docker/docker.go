@@ -5,6 +5,7 @@ package docker
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -248,8 +249,21 @@ func (e *Engine) SetRestart(ctx context.Context, id, policy string) error {
 			return &api.Error{Kind: api.Invalid, Op: "set restart policy", Object: id, Reason: fmt.Sprintf("%q is not a number of tries", count)}
 		}
 	}
+	const op = "set restart policy"
 	_, err := e.cli.ContainerUpdate(ctx, id, client.ContainerUpdateOptions{RestartPolicy: &p})
-	return e.fail("set restart policy", id, err)
+	if !errdefs.IsNotFound(err) {
+		return e.fail(op, id, err)
+	}
+	// Podman before version 4.4 does not know the call. Most containers need
+	// none: without a policy there is nothing to change.
+	c, gone := e.Inspect(ctx, id)
+	switch {
+	case gone != nil:
+		return gone
+	case cmp.Or(c.Restart, "no") == cmp.Or(name, "no"):
+		return nil
+	}
+	return &api.Error{Kind: api.Unsupported, Op: op, Object: c.Name, Reason: "this container engine cannot change the restart policy of a container, which has " + c.Restart, Next: "use Podman 4.4 or later, or make the container without a restart policy"}
 }
 
 // maxOutput bounds what Exec keeps of a command's output.
