@@ -82,6 +82,7 @@ type Deps struct {
 	Engine   container.Engine
 	Users    Users
 	Portable transfer.Portable
+	Remotes  Remotes
 	// Mounted says whether something is mounted at a path; nil asks the kernel.
 	Mounted func(path string) (bool, error)
 	// Open opens the backend of a pool, making what it lies on when make is
@@ -116,8 +117,10 @@ type Agent struct {
 	holds   map[string]*hold    // guarded by mu; for commits of several volumes, by token
 	stray   map[string][]string // guarded by mu; branches of which the pools held a head at the start, by volume
 	notes   notes
-	fresh   bool   // guarded by mu; the records were read from the store since the start
-	onHold  string // guarded by mu; why nothing new may be mounted or removed; "": it may
+	jobs    jobs
+	cloning map[string]bool // guarded by mu; ids of volumes that arrive from a remote and have no record yet
+	fresh   bool            // guarded by mu; the records were read from the store since the start
+	onHold  string          // guarded by mu; why nothing new may be mounted or removed; "": it may
 	moves   moves
 	// PoolsChanged is sent to when what Pools says has changed much.
 	PoolsChanged chan struct{}
@@ -160,7 +163,7 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 	a := &Agent{
 		cfg: cfg, deps: deps, index: ix, refs: rf,
 		PoolsChanged: make(chan struct{}, 1),
-		pools:        map[string]*pool{}, heads: map[headKey]*head{}, left: map[headKey]*head{}, copying: map[string]bool{}, holds: map[string]*hold{}, names: map[string]string{},
+		pools:        map[string]*pool{}, heads: map[headKey]*head{}, left: map[headKey]*head{}, copying: map[string]bool{}, cloning: map[string]bool{}, holds: map[string]*hold{}, names: map[string]string{},
 	}
 	if err := a.holdIfBehind(); err != nil {
 		ix.close()

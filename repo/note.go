@@ -136,6 +136,7 @@ const (
 	OpBranch = "branch"
 	OpRename = "rename"
 	OpPull   = "pull"
+	OpClone  = "clone"
 )
 
 // Subject is a message's first line, cut to what fits a line.
