@@ -96,7 +96,7 @@ func (a *Agent) remoteCache(volume string) string {
 }
 
 // SetRemote names a remote after it has answered.
-func (a *Agent) SetRemote(ctx context.Context, volume string, r api.SetRemote) (api.Volume, error) {
+func (a *Agent) SetRemote(ctx context.Context, volume string, r api.NameRemote) (api.Volume, error) {
 	store, err := a.deps.Remotes.Open(ctx, r.URL)
 	if err != nil {
 		return api.Volume{}, err
@@ -159,7 +159,7 @@ func (a *Agent) push(ctx context.Context, v api.Volume, rec api.Head, r api.Star
 		return nil, err
 	}
 	out, err := x.Push(ctx, commits{a, v.ID, rec.Pool}, exchange.Push{Branch: r.To, Tip: rec.Commit, Graph: g, Aside: r.OnDivergence, DryRun: r.DryRun})
-	done := &api.Synced{Relation: string(out.Relation), Branch: out.Branch, From: out.Theirs, To: rec.Commit, Commits: out.Commits, Skipped: out.Skipped, Changed: out.Changed, Warning: out.Warning}
+	done := &api.Synced{Relation: string(out.Relation), Branch: out.Branch, From: out.Theirs, To: rec.Commit, Commits: out.Commits, Skipped: out.Skipped, DryRun: r.DryRun, Changed: out.Changed, Warning: out.Warning}
 	if err != nil || r.DryRun {
 		return done, err
 	}

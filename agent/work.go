@@ -478,7 +478,7 @@ func (a *Agent) pop(ctx context.Context, h *head, v api.Volume, rec api.Head, r 
 	}
 	i := slices.IndexFunc(list, func(c api.Commit) bool { return strings.HasPrefix(c.ID, r.Stash) })
 	if i < 0 {
-		return api.Moved{}, &api.Error{Kind: api.NotFound, Op: op, Object: v.Name + "@" + r.Branch, Reason: "there is no such stash", Next: "drover stash " + v.Name + " --list shows them"}
+		return api.Moved{}, &api.Error{Kind: api.NotFound, Op: op, Object: v.Name + "@" + r.Branch, Reason: "there is no such stash", Next: "drover stash list " + v.Name + " shows them"}
 	}
 	s := list[i]
 	if base := slices.Concat(s.Parents, []string{""})[0]; base != rec.Commit {

@@ -55,8 +55,8 @@ type MakeBranch struct {
 	Checkout bool          `json:"checkout,omitempty" doc:"make it the current branch"`
 }
 
-// RenameBranch is a user's wish that a branch has another name.
-type RenameBranch struct {
+// Rename is a user's wish that a branch has another name.
+type Rename struct {
 	From string `json:"from"`
 	To   string `json:"to"`
 }

@@ -2,8 +2,8 @@ package api
 
 import "time"
 
-// SetRemote is a user's wish for a name of a place that keeps commits.
-type SetRemote struct {
+// NameRemote is a user's wish for a name of a place that keeps commits.
+type NameRemote struct {
 	Name    string `json:"name"`
 	URL     string `json:"url" doc:"registry.example.com/team/pg, s3://bucket/prefix, file:///path or hub://host/team/pg"`
 	Key     string `json:"key,omitempty" doc:"id of the key that seals what is pushed; empty: in clear"`
@@ -75,6 +75,7 @@ type Synced struct {
 	To       string   `json:"to,omitempty" doc:"commit it points to"`
 	Commits  []string `json:"commits,omitempty" doc:"that were brought"`
 	Skipped  []string `json:"skipped,omitempty" doc:"of which no data was there; their children name them"`
+	DryRun   bool     `json:"dryRun,omitempty" doc:"nothing was sent or moved"`
 	Changed  int64    `json:"changed,omitempty" doc:"bytes of content that differ; of a dry run"`
 	Kept     string   `json:"kept,omitempty" doc:"stash that keeps what was not committed"`
 	Volume   string   `json:"volume,omitempty" doc:"that was made"`

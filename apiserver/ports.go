@@ -13,6 +13,8 @@ import (
 
 // Agent is this node's agent.
 type Agent interface {
+	History
+	Remotes
 	NewVolume(ctx context.Context, c api.CreateVolume) (api.Volume, error)
 	StartMove(ctx context.Context, volume string, r api.StartMove, by string) (api.MovePlan, error)
 	Move(id string) (api.MoveProgress, error)
@@ -55,6 +57,7 @@ type Ledger interface {
 	Adopt(ctx context.Context, id, branch, node, pool, snapshot, proof, loss string) (api.Volume, error)
 	BeginPurge(ctx context.Context, id string) (api.Volume, error)
 	Forget(ctx context.Context, id, branch, node string, epoch uint64) error
+	Change(ctx context.Context, id string, c ledger.Change) (api.Volume, error)
 }
 
 // Cluster is nodes, tokens and users: what control nodes do for the cluster.

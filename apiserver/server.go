@@ -63,6 +63,8 @@ func New(cfg Config) *Server {
 	hc.CreateHooks = nil // no $schema links in answers
 	s.api = humago.New(s.mux, hc)
 	s.volumeRoutes()
+	s.historyRoutes()
+	s.remoteRoutes()
 	s.nodeRoutes()
 	s.peerRoutes()
 	s.recoverRoutes()

@@ -547,3 +547,23 @@ func (c Change) What() string {
 	}
 	return "nothing"
 }
+
+// Last says what an undo of a branch means, "" being the current one: the last
+// move of its tip, or that a branch was deleted after that.
+func Last(v api.Volume, branch string) (string, *api.Dropped) {
+	given := branch != ""
+	if !given {
+		branch = v.Branch
+	}
+	h, there := v.Heads[branch]
+	for i := len(v.Dropped) - 1; i >= 0; i-- {
+		d := v.Dropped[i]
+		if given && there {
+			break
+		}
+		if given && d.Branch == branch || !given && (h.Tip == nil || d.At.After(h.Tip.At)) {
+			return d.Branch, &d
+		}
+	}
+	return branch, nil
+}

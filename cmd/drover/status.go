@@ -18,8 +18,14 @@ import (
 
 func statusCommand(t *talk) *cobra.Command {
 	c := &cobra.Command{
-		Use: "status", Short: "The cluster at a glance", Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
+		Use: "status [VOLUME[@BRANCH]]", Short: "The cluster at a glance, or a volume: what is committed, who uses it", Args: cobra.MaximumNArgs(1),
+		Example: `  drover status
+  drover status pg
+  drover status pg@feature -o json`,
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				return statusOf(t, c, args[0])
+			}
 			var s api.ClusterStatus
 			if err := t.do(c.Context(), http.MethodGet, "/v1/status", nil, &s); err != nil {
 				return err
