@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"time"
 
@@ -60,6 +61,7 @@ func (p *watched) CreateHead(ctx context.Context, spec storage.HeadSpec) (storag
 func (p *watched) DestroyHead(ctx context.Context, key storage.HeadKey) error {
 	p.used("destroying the head", key, true)
 	if hd, err := p.Backend.Head(ctx, key); err == nil {
+		p.kept(key, agent.NoteEpoch(hd.Note))
 		v, h, known := p.truth(key.Volume, key.Branch)
 		if known && (v.Deleted == nil || time.Now().Before(v.Deleted.Purge)) {
 			n := agent.NoteEpoch(hd.Note)
@@ -85,7 +87,14 @@ func (p *watched) Snapshot(ctx context.Context, key storage.HeadKey, id string, 
 	if p.l.h.slow[p.pool] {
 		p.used("a snapshot that is not atomic", key, false)
 	}
-	return p.Backend.Snapshot(ctx, key, id, note)
+	p.l.h.w.mu.Lock()
+	before := maps.Clone(p.l.h.w.lines[key.String()].records)
+	p.l.h.w.mu.Unlock()
+	s, err := p.Backend.Snapshot(ctx, key, id, note)
+	if err == nil {
+		p.snapped(key, id, note, before)
+	}
+	return s, err
 }
 
 func (p *watched) Resize(ctx context.Context, key storage.HeadKey, size int64) error {
@@ -334,7 +343,13 @@ func (b *books) BeginPurge(ctx context.Context, id string) (api.Volume, error) {
 }
 
 func (b *books) Change(ctx context.Context, id string, c ledger.Change) (api.Volume, error) {
-	return b.call("Change "+c.What(), func(s *ledger.Service) (api.Volume, error) { return s.Change(ctx, id, c.For(b.l.h.name)) })
+	return b.call("Change "+c.What(), func(s *ledger.Service) (api.Volume, error) {
+		v, err := s.Change(ctx, id, c.For(b.l.h.name))
+		if err == nil {
+			b.w.told(v, c)
+		}
+		return v, err
+	})
 }
 
 func (b *books) AdvanceAll(ctx context.Context, moves map[string]ledger.Advance) (map[string]api.Volume, error) {
