@@ -174,7 +174,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.load(); err != nil {
 		return err
 	}
-	group.Go(func() error { a.releaseHeld(ctx); return nil })
+	if err := a.releaseHeld(); err != nil {
+		return err
+	}
 	group.Go(func() error { return a.follow(ctx) })
 	group.Go(func() error { return a.watchEngine(ctx) })
 	group.Go(func() error { return a.watchPools(ctx) })

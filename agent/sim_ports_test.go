@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/drover-data/drover/agent"
@@ -146,22 +147,33 @@ func (p *portable) Send(_ context.Context, s storage.Snapshot, base *storage.Sna
 	if err != nil {
 		return nil, err
 	}
+	var d delta
 	if base != nil {
 		old, err := p.files(*base)
 		if err != nil {
 			return nil, err
 		}
 		for path, text := range old {
-			if files[path] == text {
+			if now, there := files[path]; !there {
+				d.Gone = append(d.Gone, path)
+			} else if now == text {
 				delete(files, path)
 			}
 		}
+		slices.Sort(d.Gone)
 	}
-	text, err := json.Marshal(files)
+	d.Put = files
+	text, err := json.Marshal(d)
 	if err != nil {
 		return nil, err
 	}
 	return io.NopCloser(newReader(text[min(int(offset), len(text)):])), nil
+}
+
+// delta is what such a stream carries.
+type delta struct {
+	Put  poolmemory.Files `json:"put"`
+	Gone []string         `json:"gone,omitempty"`
 }
 
 func (p *portable) Receive(_ context.Context, s storage.Stage, _ storage.Fidelity, _ bool) (storage.Receive, error) {
@@ -189,11 +201,13 @@ func (r *portableIn) Checkpoint(ctx context.Context) (int64, error) {
 }
 
 func (r *portableIn) Commit(ctx context.Context) (storage.Snapshot, error) {
-	var files poolmemory.Files
-	if err := json.Unmarshal(r.data, &files); err != nil {
+	var d delta
+	if err := json.Unmarshal(r.data, &d); err != nil {
 		return storage.Snapshot{}, &api.Error{Kind: api.Damaged, Op: "receive", Err: err}
 	}
-	r.stage.(*faulty.Stage).Stage.(*poolmemory.Stage).Put(files)
+	stage := r.stage.(*faulty.Stage).Stage.(*poolmemory.Stage)
+	stage.Remove(d.Gone...)
+	stage.Put(d.Put)
 	return r.stage.Commit(ctx)
 }
 

@@ -33,19 +33,20 @@ type world struct {
 	store *state.Store // without faults: what is true
 	truth *ledger.Service
 
-	mu      sync.Mutex
-	rng     *rand.Rand // guarded by mu
-	hosts   map[string]*host
-	ids     int                    // guarded by mu
-	cut     map[string]bool        // guarded by mu; "a|b" between hosts, "a|store"
-	faults  faults                 // guarded by mu
-	lines   map[string]contentLine // guarded by mu; volume@branch -> what was acknowledged in its head
-	commits map[string]madeCommit  // guarded by mu; what a commit has to hold, by id
-	records int                    // guarded by mu; ever written
-	history []string               // guarded by mu
-	broken  []string               // guarded by mu; invariants that did not hold
-	quiet   bool                   // guarded by mu; containers write less often
-	wire    int64                  // guarded by mu; a connection breaks after so many bytes; 0: none
+	mu          sync.Mutex
+	rng         *rand.Rand // guarded by mu
+	hosts       map[string]*host
+	ids         int                    // guarded by mu
+	cut         map[string]bool        // guarded by mu; "a|b" between hosts, "a|store"
+	faults      faults                 // guarded by mu
+	lines       map[string]contentLine // guarded by mu; volume@branch -> what was acknowledged in its head
+	commits     map[string]madeCommit  // guarded by mu; what a commit has to hold, by id
+	records     int                    // guarded by mu; ever written
+	history     []string               // guarded by mu
+	broken      []string               // guarded by mu; invariants that did not hold
+	withHistory bool                   // users commit, branch and reset too
+	quiet       bool                   // guarded by mu; containers write less often
+	wire        int64                  // guarded by mu; a connection breaks after so many bytes; 0: none
 }
 
 // faults are what goes wrong at the ports' calls.
