@@ -188,7 +188,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.load(); err != nil {
 		return err
 	}
-	group.Go(func() error { a.releaseHeld(ctx); return nil })
+	if err := a.releaseHeld(); err != nil {
+		return err
+	}
 	group.Go(func() error {
 		if err := a.comeBack(ctx); err != nil {
 			return err

@@ -33,17 +33,20 @@ type world struct {
 	store *state.Store // without faults: what is true
 	truth *ledger.Service
 
-	mu      sync.Mutex
-	rng     *rand.Rand // guarded by mu
-	hosts   map[string]*host
-	ids     int             // guarded by mu
-	cut     map[string]bool // guarded by mu; "a|b" between hosts, "a|store"
-	faults  faults          // guarded by mu
-	acked   map[string]int  // guarded by mu; volume id -> records acknowledged
-	history []string        // guarded by mu
-	broken  []string        // guarded by mu; invariants that did not hold
-	quiet   bool            // guarded by mu; containers write less often
-	wire    int64           // guarded by mu; a connection breaks after so many bytes; 0: none
+	mu          sync.Mutex
+	rng         *rand.Rand // guarded by mu
+	hosts       map[string]*host
+	ids         int                    // guarded by mu
+	cut         map[string]bool        // guarded by mu; "a|b" between hosts, "a|store"
+	faults      faults                 // guarded by mu
+	lines       map[string]contentLine // guarded by mu; volume@branch -> what was acknowledged in its head
+	commits     map[string]madeCommit  // guarded by mu; what a commit has to hold, by id
+	records     int                    // guarded by mu; ever written
+	history     []string               // guarded by mu
+	broken      []string               // guarded by mu; invariants that did not hold
+	withHistory bool                   // users commit, branch and reset too
+	quiet       bool                   // guarded by mu; containers write less often
+	wire        int64                  // guarded by mu; a connection breaks after so many bytes; 0: none
 }
 
 // faults are what goes wrong at the ports' calls.
@@ -187,7 +190,7 @@ func through[T any](l *life, call string, f func() (T, error)) (T, error) {
 func newWorld(t *testing.T, seed uint64, nodes int, slow func(host, pool string) bool) *world {
 	w := &world{
 		t: t, dir: simDir(t), kv: state.NewMemory(), rng: rand.New(rand.NewPCG(seed, 7)),
-		hosts: map[string]*host{}, cut: map[string]bool{}, acked: map[string]int{},
+		hosts: map[string]*host{}, cut: map[string]bool{}, lines: map[string]contentLine{}, commits: map[string]madeCommit{},
 	}
 	w.store = state.New(w.kv)
 	w.truth = &ledger.Service{Store: w.store, Now: time.Now, NewID: w.newID, Grace: 10 * time.Minute}
