@@ -19,6 +19,7 @@ import (
 
 func remoteCommand(t *talk) *cobra.Command {
 	c := &cobra.Command{Use: "remote", Short: "Places outside the cluster that keep a volume's commits"}
+	t.flags(c)
 	c.AddCommand(remoteAdd(t, "add", false), remoteAdd(t, "set-url", true), remoteList(t), remoteRemove(t))
 	return c
 }
@@ -95,7 +96,7 @@ func remoteRemove(t *talk) *cobra.Command {
 }
 
 func lsRemoteCommand(t *talk) *cobra.Command {
-	return &cobra.Command{
+	c := &cobra.Command{
 		Use: "ls-remote VOLUME [REMOTE]", Short: "List the branches and tags that a remote has", Args: cobra.RangeArgs(1, 2),
 		RunE: func(c *cobra.Command, args []string) error {
 			name := "origin"
@@ -114,6 +115,8 @@ func lsRemoteCommand(t *talk) *cobra.Command {
 			})
 		},
 	}
+	t.flags(c)
+	return c
 }
 
 func pushCommand(t *talk) *cobra.Command {
@@ -140,6 +143,7 @@ is moved; --branch-on-divergence keeps both.`,
 			return t.run(c, volumePath(volume, "/push"), in, noWait)
 		},
 	}
+	t.flags(c)
 	f := c.Flags()
 	f.StringVar(&in.To, "to", "", "branch of the remote (default: the same name)")
 	f.StringVar(&in.OnDivergence, "branch-on-divergence", "", "branch of the remote that ours becomes when both have gone on")
@@ -184,6 +188,7 @@ func fetchCommand(t *talk, pull bool) *cobra.Command {
 			return t.run(c, volumePath(volume, "/fetch"), in, noWait)
 		},
 	}
+	t.flags(c)
 	f := c.Flags()
 	f.StringVar(&in.Branch, "branch", "", "branch of the remote (default: the same name)")
 	f.BoolVar(&in.AllowLoss, "allow-loss", false, "take what the pool cannot keep; it is stored beside the data")
@@ -216,6 +221,7 @@ func cloneCommand(t *talk) *cobra.Command {
 			return t.run(c, "/v1/clone", in, noWait)
 		},
 	}
+	t.flags(c)
 	f := c.Flags()
 	f.StringVar(&in.Branch, "branch", "", "branch of the remote (default: main)")
 	f.StringVar(&in.Node, "node", "", "node that it is made on (default: this one)")
@@ -239,6 +245,7 @@ func verifyCommand(t *talk) *cobra.Command {
 			return t.run(c, volumePath(args[0], "/verify?remote=", url.QueryEscape(name), "&branch=", url.QueryEscape(branch)), nil, false)
 		},
 	}
+	t.flags(c)
 	c.Flags().StringVar(&branch, "branch", "", "branch of the remote (default: the volume's current one)")
 	return c
 }
@@ -267,6 +274,7 @@ func jobCommand(t *talk) *cobra.Command {
 			return t.do(c.Context(), http.MethodDelete, "/v1/jobs/"+url.PathEscape(args[0])+"?node="+url.QueryEscape(node), nil, nil)
 		},
 	}
+	t.flags(c)
 	c.PersistentFlags().StringVar(&node, "node", "", "node that does it (default: this one)")
 	c.AddCommand(list, cancel)
 	return c
