@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/drover-data/drover/agent"
@@ -23,6 +24,12 @@ type contentLine struct {
 	epoch   uint64
 	records map[string]string
 }
+
+// worked counts the commands of history that worked.
+var worked = struct {
+	sync.Mutex
+	n map[string]int // guarded by the mutex
+}{n: map[string]int{}}
 
 // madeCommit is what a commit holds, for ever.
 type madeCommit struct {
@@ -204,14 +211,16 @@ func (s *script) historyStep() {
 	case n < 80:
 		what = "stash"
 		_, err = l.a.Stash(ctx, v.ID, api.StashChanges{Branch: branch, Pop: w.rand(2) == 0}, "user")
-	case n < 87:
+	case n < 85:
 		what = "undo"
 		_, err = l.a.Undo(ctx, v.ID, branch, "user")
 	case n < 92:
 		what = "drop"
+		branch = s.idle(v, branch)
 		_, err = l.a.DropBranch(ctx, v.ID, branch, "user")
-	case n < 95:
+	case n < 94:
 		what = "restore"
+		err = fmt.Errorf("nothing was deleted")
 		for _, d := range v.Dropped {
 			if there := w.hosts[d.Node].current(); there != nil {
 				_, err = there.a.RestoreBranch(ctx, v.ID, d.Branch, "user")
@@ -219,12 +228,35 @@ func (s *script) historyStep() {
 		}
 	case n < 97:
 		what = "rename"
+		branch = s.idle(v, branch)
 		_, err = l.a.RenameBranch(ctx, v.ID, branch, fmt.Sprintf("b%d", w.rand(3)), "user")
 	default:
 		what = "tag"
 		_, err = l.a.Tag(ctx, v.ID, api.MakeTag{Name: fmt.Sprintf("t%d", w.rand(3)), At: s.commitOf(v), Force: true})
 	}
+	if err == nil {
+		w.did(what)
+	}
 	w.logf("user: %s of %s@%s on %s: %v", what, name, branch, l.h.name, err)
+}
+
+// did counts what worked, over all seeds: a simulation in which nothing works
+// finds nothing.
+func (w *world) did(what string) {
+	what, _, _ = strings.Cut(what, " ")
+	worked.Lock()
+	defer worked.Unlock()
+	worked.n[what]++
+}
+
+// idle is a branch that is not the current one, on the node of branch.
+func (s *script) idle(v api.Volume, branch string) string {
+	for _, b := range slices.Sorted(maps.Keys(v.Heads)) {
+		if b != v.Branch && v.Heads[b].Node == v.Heads[branch].Node {
+			return b
+		}
+	}
+	return branch
 }
 
 func (s *script) commitAll(ctx context.Context, l *life) error {

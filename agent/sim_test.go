@@ -76,6 +76,16 @@ func TestHistorySimulation(t *testing.T) {
 		simulateWith(t, *oneSeed, true)
 		return
 	}
+	t.Cleanup(func() {
+		worked.Lock()
+		defer worked.Unlock()
+		t.Logf("what worked: %v", worked.n)
+		for _, what := range []string{"commit", "branch", "checkout", "reset", "stash", "undo", "drop", "restore", "rename", "tag"} {
+			if *seeds >= 100 && worked.n[what] < *seeds/100 {
+				t.Errorf("%s worked %d times only", what, worked.n[what])
+			}
+		}
+	})
 	for batch := range 4 {
 		t.Run(fmt.Sprintf("batch%d", batch), func(t *testing.T) {
 			t.Parallel()

@@ -100,6 +100,14 @@ func TestHistoryOfPostgreSQL(t *testing.T) {
 		w.equal(count("db"), "1000")
 		w.run(h, "drover", "commit", "pg@feature", "-m", "ten")
 	})
+	t.Run("back and forth", func(t *testing.T) { historyGoesBack(t, w.in(t)) })
+	t.Run("on another node", func(t *testing.T) { historyMoves(t, w.in(t)) })
+}
+
+// historyGoesBack resets, undoes and checks out.
+func historyGoesBack(t *testing.T, w *world) {
+	const h = "node1"
+	count := func(name string) string { t.Helper(); return w.sql(h, name, "select count(*) from t") }
 	t.Run("reset and undo", func(t *testing.T) {
 		w := w.in(t)
 		w.sql(h, "db", "insert into t values (-1)")
@@ -171,6 +179,12 @@ func TestHistoryOfPostgreSQL(t *testing.T) {
 		w.answers(h, "db")
 		w.equal(count("db"), "1002")
 	})
+}
+
+// historyMoves goes on with that database: it moves with its history, and is
+// committed together with a volume of another node.
+func historyMoves(t *testing.T, w *world) {
+	const h = "node1"
 	t.Run("move with history", func(t *testing.T) {
 		w := w.in(t)
 		w.run(h, "drover", "commit", "pg", "-m", "before the move", "--consistency", "paused")
