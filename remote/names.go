@@ -98,10 +98,14 @@ func Moved(name string, now, expect digest.Digest) error {
 	return &api.Error{Kind: api.Conflict, Op: "move name", Object: name, Reason: fmt.Sprintf("it points to %s, not to %s: somebody else changed it", at(now), at(expect)), Next: "fetch, look at what changed, and push again"}
 }
 
-// Bytes is content that is in memory.
+// Bytes is content that is in memory. Its readers are io.ReaderAt too.
 func Bytes(b []byte) Content {
-	return func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }
+	return func() (io.ReadCloser, error) { return inMemory{bytes.NewReader(b)}, nil }
 }
+
+type inMemory struct{ *bytes.Reader }
+
+func (inMemory) Close() error { return nil }
 
 // Verify checks what is read against its digest; the read that meets the end
 // fails if it does not fit.
