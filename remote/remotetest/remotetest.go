@@ -502,7 +502,10 @@ func (f readFunc) Read(p []byte) (int, error) {
 	return 0, io.EOF
 }
 
-const racers = 8
+const (
+	racers = 6
+	moves  = 3 // of each in a chain
+)
 
 // races: of several who make one name at once, one does where the remote can see to it.
 func (s *suite) races() {
@@ -555,7 +558,7 @@ func (s *suite) chains() {
 	for range racers {
 		st := s.open()
 		var docs []ocispec.Descriptor
-		for range 4 {
+		for range moves {
 			d, _ := s.doc(st)
 			docs = append(docs, d)
 		}
@@ -595,8 +598,8 @@ func (s *suite) chains() {
 	}
 	r, err := s.st.Ref(ctx, "b-main")
 	s.ok(err)
-	if n != 4*racers || r.Desc.Digest != at {
-		s.Errorf("%d of %d moves are in the chain, which ends at %s; the name is %s", n, 4*racers, at, r.Desc.Digest)
+	if n != moves*racers || r.Desc.Digest != at {
+		s.Errorf("%d of %d moves are in the chain, which ends at %s; the name is %s", n, moves*racers, at, r.Desc.Digest)
 	}
 }
 
