@@ -124,10 +124,17 @@ type Collector interface {
 	Leases(ctx context.Context) ([]time.Time, error)
 	// Collect says durably that a collection is on its way; InUse while there is
 	// a lease younger than Grace, or another collection. It must be taken before
-	// any name is read, and nothing is deleted later than MaxCollect after it.
-	Collect(ctx context.Context) (end func(context.Context) error, err error)
+	// any name is read.
+	Collect(ctx context.Context) (Collection, error)
 	// Blobs lists all blobs and manifests, in no order.
 	Blobs(ctx context.Context, each func(Blob) error) error
 	// Delete removes a blob or manifest; gone already is success.
 	Delete(ctx context.Context, d digest.Digest) error
+}
+
+// Collection is one that is on its way. It is renewed at least every
+// RenewCollect, otherwise uploads take it for left behind.
+type Collection struct {
+	Renew func(context.Context) error
+	End   func(context.Context) error
 }

@@ -119,11 +119,13 @@ func TestCheck(t *testing.T) {
 	}
 }
 
-// TestStaleMarks: what broke off long ago holds up neither uploads nor collections.
+// TestStaleMarks: what was left behind holds up neither uploads nor collections.
 func TestStaleMarks(t *testing.T) {
 	dir := t.TempDir()
-	now := time.Now()
-	s := Open(dir, func() time.Time { return now }, ids())
+	var now atomic.Int64
+	now.Store(time.Now().UnixNano())
+	step := time.Duration(0) // by which each look at the clock moves it
+	s := Open(dir, func() time.Time { return time.Unix(0, now.Add(int64(step))) }, ids())
 	ctx := context.Background()
 	if _, err := s.Lease(ctx); err != nil {
 		t.Fatal(err)
@@ -131,14 +133,29 @@ func TestStaleMarks(t *testing.T) {
 	if _, err := s.Collect(ctx); !api.Is(err, api.InUse) {
 		t.Fatal(err)
 	}
-	now = now.Add(remote.Grace + time.Hour)
+	now.Add(int64(remote.Grace + time.Hour))
 	if _, err := s.Collect(ctx); err != nil {
 		t.Fatal(err)
 	}
 	if l, err := s.Leases(ctx); err != nil || len(l) != 0 {
 		t.Errorf("leases: %v %v", l, err)
 	}
-	if _, err := s.Lease(ctx); err != nil { // the mark's time is long ago by this clock
+	step = 30 * time.Second
+	release, err := s.Lease(ctx) // the collection's mark does not change
+	if err != nil {
 		t.Fatal(err)
+	}
+	if err := release(ctx); err != nil {
+		t.Fatal(err)
+	}
+	c, err := s.Collect(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.End(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if l, err := s.Marks(ctx); err != nil || len(l) != 0 {
+		t.Errorf("marks: %v %v", l, err)
 	}
 }

@@ -380,7 +380,7 @@ func (s *Store) Lease(ctx context.Context) (func(context.Context) error, error) 
 }
 
 // Collect is of remote.Collector.
-func (s *Store) Collect(ctx context.Context) (func(context.Context) error, error) {
+func (s *Store) Collect(ctx context.Context) (remote.Collection, error) {
 	return remote.TakeCollect(ctx, s, s.o.ID(), s.o.Now)
 }
 
