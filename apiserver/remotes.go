@@ -41,7 +41,8 @@ func (s *Server) remoteRoutes() {
 func (s *Server) setRemote(ctx context.Context, in *struct {
 	VolumeRef
 	Body api.NameRemote
-}) (api.Volume, error) {
+},
+) (api.Volume, error) {
 	const op = "set remote"
 	v, node, _, err := s.at(ctx, op, in.Ref, "")
 	if err != nil {
@@ -82,7 +83,8 @@ func (s *Server) lsRemote(ctx context.Context, in *remoteIn) ([]api.RemoteRef, e
 func (s *Server) push(ctx context.Context, in *struct {
 	VolumeRef
 	Body api.StartPush
-}) (api.Job, error) {
+},
+) (api.Job, error) {
 	const op = "push"
 	v, node, branch, err := s.at(ctx, op, in.Ref, in.Body.Branch)
 	if err != nil {
@@ -97,7 +99,8 @@ func (s *Server) push(ctx context.Context, in *struct {
 func (s *Server) fetch(ctx context.Context, in *struct {
 	VolumeRef
 	Body api.StartFetch
-}) (api.Job, error) {
+},
+) (api.Job, error) {
 	const op = "fetch"
 	v, node, _, err := s.at(ctx, op, in.Ref, in.Body.Into)
 	if err != nil {
@@ -112,7 +115,8 @@ func (s *Server) verify(ctx context.Context, in *struct {
 	VolumeRef
 	Remote string `query:"remote" doc:"name; empty is origin, or the only one"`
 	Branch string `query:"branch" doc:"of the remote; empty is the current branch's name"`
-}) (api.Job, error) {
+},
+) (api.Job, error) {
 	const op = "verify"
 	v, node, _, err := s.at(ctx, op, in.Ref, "")
 	if err != nil {
@@ -140,7 +144,8 @@ type jobIn struct {
 
 func (s *Server) jobs(ctx context.Context, in *struct {
 	Node string `query:"node" doc:"empty is the node that is asked"`
-}) (out []api.Job, err error) {
+},
+) (out []api.Job, err error) {
 	if in.Node != "" && in.Node != s.cfg.Node {
 		err = s.call(ctx, in.Node, http.MethodGet, "/v1/jobs", nil, &out)
 		return out, err
