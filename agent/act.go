@@ -48,6 +48,8 @@ func (h *head) act(ctx context.Context, o plan.Observed, action plan.Action) err
 		return h.took(h.a.deps.Ledger.BeginPurge(ctx, h.key.volume))
 	case plan.PurgeVolume:
 		return h.purge(ctx, o, a.Epoch)
+	case plan.SetAside:
+		return h.setAside(ctx, a)
 	case plan.StartUsers:
 		return h.startUsers(ctx)
 	case plan.RestartUsers:
@@ -210,6 +212,22 @@ func (h *head) dropHead(ctx context.Context, a plan.DropHead) error {
 		return err
 	}
 	return h.mover.forget()
+}
+
+// setAside makes the snapshot that keeps a copy which lost.
+func (h *head) setAside(ctx context.Context, a plan.SetAside) error {
+	b, err := h.a.backend(a.Pool)
+	if err != nil {
+		return err
+	}
+	h.mounting.Lock()
+	defer h.mounting.Unlock()
+	if err := h.unmount(ctx, b); err != nil {
+		return err
+	}
+	defer h.a.kickAll()
+	_, err = b.Snapshot(ctx, h.storageKey(), a.Snapshot, nil)
+	return err
 }
 
 // dropSnapshot removes a snapshot, or what had begun to arrive of one.

@@ -61,7 +61,9 @@ type User struct {
 type Config struct {
 	Node    string
 	Cluster string // id
-	DataDir string
+	// Incarnation of the cluster that this node has seen; 0: there is only one.
+	Incarnation uint64
+	DataDir     string
 	// VolatileDir is emptied by a reboot: mount references are kept there.
 	VolatileDir string
 	// MountWait is how long Docker's Mount waits for a head that is moving here.
@@ -80,11 +82,15 @@ type Deps struct {
 	Engine   container.Engine
 	Users    Users
 	Portable transfer.Portable
+	Remotes  Remotes
 	// Mounted says whether something is mounted at a path; nil asks the kernel.
 	Mounted func(path string) (bool, error)
 	// Open opens the backend of a pool, making what it lies on when make is
 	// set and it is not there. It has been recovered when it is returned.
-	Open   func(ctx context.Context, p api.AddPool, make bool) (storage.Backend, error)
+	Open func(ctx context.Context, p api.AddPool, make bool) (storage.Backend, error)
+	// Report tells a control node what this node's pools hold, after the
+	// cluster came back from a backup.
+	Report func(ctx context.Context, r ledger.Report) error
 	Events *events.Log
 	Log    *slog.Logger
 	Now    func() time.Time
@@ -112,7 +118,10 @@ type Agent struct {
 	stray   map[string][]string // guarded by mu; branches of which the pools held a head at the start, by volume
 	notes   notes
 	read    map[string]int // guarded by mu; snapshots that are just read, by ID
-	fresh   bool           // guarded by mu; the records were read from the store since the start
+	jobs    jobs
+	cloning map[string]bool // guarded by mu; ids of volumes that arrive from a remote and have no record yet
+	fresh   bool            // guarded by mu; the records were read from the store since the start
+	onHold  string          // guarded by mu; why nothing new may be mounted or removed; "": it may
 	moves   moves
 	// PoolsChanged is sent to when what Pools says has changed much.
 	PoolsChanged chan struct{}
@@ -155,7 +164,11 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 	a := &Agent{
 		cfg: cfg, deps: deps, index: ix, refs: rf,
 		PoolsChanged: make(chan struct{}, 1),
-		pools:        map[string]*pool{}, heads: map[headKey]*head{}, left: map[headKey]*head{}, copying: map[string]bool{}, holds: map[string]*hold{}, names: map[string]string{},
+		pools:        map[string]*pool{}, heads: map[headKey]*head{}, left: map[headKey]*head{}, copying: map[string]bool{}, cloning: map[string]bool{}, holds: map[string]*hold{}, names: map[string]string{},
+	}
+	if err := a.holdIfBehind(); err != nil {
+		ix.close()
+		return nil, err
 	}
 	a.Target = &transfer.Target{Pool: a.backend, Permit: a.permit, Portable: deps.Portable, Watch: a.arrived}
 	return a, nil
@@ -164,6 +177,7 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 // Run works until ctx ends. What is mounted stays mounted.
 func (a *Agent) Run(ctx context.Context) error {
 	defer a.index.close()
+	defer a.closePools()
 	group, ctx := errgroup.WithContext(ctx)
 	a.group, a.ctx = group, ctx
 	if err := a.openPools(ctx); err != nil {
@@ -175,8 +189,15 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.load(); err != nil {
 		return err
 	}
-	group.Go(func() error { a.releaseHeld(ctx); return nil })
-	group.Go(func() error { return a.follow(ctx) })
+	if err := a.releaseHeld(); err != nil {
+		return err
+	}
+	group.Go(func() error {
+		if err := a.comeBack(ctx); err != nil {
+			return err
+		}
+		return a.follow(ctx)
+	})
 	group.Go(func() error { return a.watchEngine(ctx) })
 	group.Go(func() error { return a.watchPools(ctx) })
 	group.Go(func() error { a.sweepNowAndThen(ctx); return nil })

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -255,12 +256,7 @@ func (a *Agent) pause(ctx context.Context, c container.Container) (release func(
 	if err := put(a.index, bucketHeld, key, heldBack{Name: c.Name, Paused: true}); err != nil {
 		return nil, err
 	}
-	release = func(ctx context.Context) error {
-		if err := a.deps.Engine.Unpause(ctx, c.ID); err != nil && !api.Is(err, api.NotFound) {
-			return err
-		}
-		return remove(a.index, bucketHeld, key)
-	}
+	release = func(ctx context.Context) error { return a.letOn(ctx, key, heldBack{Name: c.Name, Paused: true}) }
 	if err := a.deps.Engine.Pause(ctx, c.ID); err != nil {
 		if err2 := release(context.WithoutCancel(ctx)); err2 != nil {
 			a.deps.Log.Error("cannot let a container go on", "container", c.Name, "error", err2)
@@ -270,59 +266,65 @@ func (a *Agent) pause(ctx context.Context, c container.Container) (release func(
 	return release, nil
 }
 
-// releaseHeld lets go what an earlier process held back. It goes on until it
-// is done or the agent ends.
-func (a *Agent) releaseHeld(ctx context.Context) {
-	left := map[string]heldBack{}
-	if err := each(a.index, bucketHeld, func(k string, x heldBack) { left[k] = x }); err != nil {
-		a.deps.Log.Error("cannot read which containers were held", "error", err)
-		return
-	}
-	for pause := 200 * time.Millisecond; len(left) > 0; pause = min(2*pause, 10*time.Second) {
-		for key, x := range left {
-			_, id, _ := cutSpace(key)
-			err := a.letOn(ctx, id, x)
-			if err == nil || api.Is(err, api.NotFound) {
-				err = remove(a.index, bucketHeld, key)
-			}
-			if err == nil {
-				delete(left, key)
-			} else if ctx.Err() == nil {
-				a.deps.Log.Warn("cannot let a container go on that was held for a commit", "container", x.Name, "error", err)
-			}
-		}
-		if len(left) == 0 {
-			return
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(pause):
-		}
-	}
+// releaseHeld lets go what an earlier process held back.
+func (a *Agent) releaseHeld() error {
+	return each(a.index, bucketHeld, func(key string, x heldBack) { a.insist(key, x) })
 }
 
-func cutSpace(s string) (before, after string, found bool) {
-	for i := range len(s) {
-		if s[i] == ' ' {
-			return s[:i], s[i+1:], true
+// insist lets go what was held back, as often as it takes.
+func (a *Agent) insist(key string, x heldBack) {
+	a.group.Go(func() error {
+		for pause := 200 * time.Millisecond; ; pause = min(2*pause, 10*time.Second) {
+			err := a.tryLetOn(a.ctx, key, x)
+			if err == nil || a.ctx.Err() != nil {
+				return nil
+			}
+			a.deps.Log.Warn("cannot let a container go on that was held for a commit", "container", x.Name, "error", err)
+			select {
+			case <-a.ctx.Done():
+				return nil
+			case <-time.After(pause):
+			}
 		}
-	}
-	return s, "", false
+	})
 }
 
-func (a *Agent) letOn(ctx context.Context, id string, x heldBack) error {
-	if x.Paused {
-		return a.deps.Engine.Unpause(ctx, id)
+// letOn lets go what was held back; when that fails it goes on trying behind
+// the back of whoever asked.
+func (a *Agent) letOn(ctx context.Context, key string, x heldBack) error {
+	err := a.tryLetOn(ctx, key, x)
+	if err != nil {
+		a.insist(key, x)
 	}
-	if len(x.After) > 0 {
-		c, err := a.deps.Engine.Inspect(ctx, id)
-		if err != nil || !c.State.Uses() {
-			return err // what does not run holds nothing
-		}
-		if _, err := a.deps.Engine.Exec(ctx, id, x.After); err != nil && api.Is(err, api.Unavailable) {
-			return err
+	return err
+}
+
+func (a *Agent) tryLetOn(ctx context.Context, key string, x heldBack) error {
+	_, id, _ := strings.Cut(key, " ")
+	var err error
+	switch {
+	case x.Paused:
+		err = a.deps.Engine.Unpause(ctx, id)
+	case len(x.After) > 0:
+		var c container.Container
+		if c, err = a.deps.Engine.Inspect(ctx, id); err == nil && c.State.Uses() { // what does not run holds nothing
+			_, err = a.deps.Engine.Exec(ctx, id, x.After)
 		}
 	}
-	return nil
+	if err != nil && (api.Is(err, api.Unavailable) || api.Is(err, api.Canceled)) {
+		return err
+	}
+	if err2 := remove(a.index, bucketHeld, key); err2 != nil {
+		return err2
+	}
+	if api.Is(err, api.NotFound) || x.Paused && err != nil && a.ended(ctx, id) {
+		return nil
+	}
+	return err
+}
+
+// ended reports whether a container does not run any more.
+func (a *Agent) ended(ctx context.Context, id string) bool {
+	c, err := a.deps.Engine.Inspect(ctx, id)
+	return err == nil && !c.State.Uses()
 }

@@ -221,11 +221,7 @@ func (x *hold) command(ctx context.Context, hook api.Hook, in container.Containe
 			return err
 		}
 		x.onEnd(func(ctx context.Context) error {
-			_, err := x.h.a.deps.Engine.Exec(ctx, in.ID, hook.After)
-			if err2 := remove(x.h.a.index, bucketHeld, key); err == nil {
-				err = err2
-			}
-			return err
+			return x.h.a.letOn(ctx, key, heldBack{Name: in.Name, After: hook.After})
 		})
 	}
 	if len(hook.Before) == 0 {

@@ -29,6 +29,7 @@ var (
 	bucketHeld     = []byte("held")     // "pause" or "hook", container id -> heldBack: it was held for a commit
 	bucketWork     = []byte("work")     // volume@branch -> workJournal
 	bucketRefLog   = []byte("reflog")   // volume@branch -> savedLog, between a head and the one that follows it
+	bucketMeta     = []byte("meta")     // "incarnation" -> of the cluster, to which the pools were last reported
 	bucketWaiting  = []byte("waiting")  // volume@branch -> since when a container waits for the head
 )
 
@@ -49,7 +50,7 @@ func openIndex(path string) (*index, error) {
 		return nil, errors.Join(err, db.Close())
 	}
 	err = db.Update(func(tx *bbolt.Tx) error {
-		for _, name := range [][]byte{bucketVolumes, bucketNames, bucketJournal, bucketPrepared, bucketBases, bucketWaiting, bucketPools, bucketArriving, bucketCopies, bucketHeld, bucketWork, bucketRefLog} {
+		for _, name := range [][]byte{bucketVolumes, bucketNames, bucketJournal, bucketPrepared, bucketBases, bucketWaiting, bucketPools, bucketArriving, bucketCopies, bucketHeld, bucketWork, bucketRefLog, bucketMeta} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}

@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/drover-data/drover/agent"
@@ -60,6 +62,7 @@ func (p *watched) CreateHead(ctx context.Context, spec storage.HeadSpec) (storag
 func (p *watched) DestroyHead(ctx context.Context, key storage.HeadKey) error {
 	p.used("destroying the head", key, true)
 	if hd, err := p.Backend.Head(ctx, key); err == nil {
+		p.kept(key, agent.NoteEpoch(hd.Note))
 		v, h, known := p.truth(key.Volume, key.Branch)
 		if known && (v.Deleted == nil || time.Now().Before(v.Deleted.Purge)) {
 			n := agent.NoteEpoch(hd.Note)
@@ -85,7 +88,14 @@ func (p *watched) Snapshot(ctx context.Context, key storage.HeadKey, id string, 
 	if p.l.h.slow[p.pool] {
 		p.used("a snapshot that is not atomic", key, false)
 	}
-	return p.Backend.Snapshot(ctx, key, id, note)
+	p.l.h.w.mu.Lock()
+	before := maps.Clone(p.l.h.w.lines[key.String()].records)
+	p.l.h.w.mu.Unlock()
+	s, err := p.Backend.Snapshot(ctx, key, id, note)
+	if err == nil {
+		p.snapped(key, id, note, before)
+	}
+	return s, err
 }
 
 func (p *watched) Resize(ctx context.Context, key storage.HeadKey, size int64) error {
@@ -137,22 +147,33 @@ func (p *portable) Send(_ context.Context, s storage.Snapshot, base *storage.Sna
 	if err != nil {
 		return nil, err
 	}
+	var d delta
 	if base != nil {
 		old, err := p.files(*base)
 		if err != nil {
 			return nil, err
 		}
 		for path, text := range old {
-			if files[path] == text {
+			if now, there := files[path]; !there {
+				d.Gone = append(d.Gone, path)
+			} else if now == text {
 				delete(files, path)
 			}
 		}
+		slices.Sort(d.Gone)
 	}
-	text, err := json.Marshal(files)
+	d.Put = files
+	text, err := json.Marshal(d)
 	if err != nil {
 		return nil, err
 	}
 	return io.NopCloser(newReader(text[min(int(offset), len(text)):])), nil
+}
+
+// delta is what such a stream carries.
+type delta struct {
+	Put  poolmemory.Files `json:"put"`
+	Gone []string         `json:"gone,omitempty"`
 }
 
 func (p *portable) Receive(_ context.Context, s storage.Stage, _ storage.Fidelity, _ bool) (storage.Receive, error) {
@@ -180,11 +201,13 @@ func (r *portableIn) Checkpoint(ctx context.Context) (int64, error) {
 }
 
 func (r *portableIn) Commit(ctx context.Context) (storage.Snapshot, error) {
-	var files poolmemory.Files
-	if err := json.Unmarshal(r.data, &files); err != nil {
+	var d delta
+	if err := json.Unmarshal(r.data, &d); err != nil {
 		return storage.Snapshot{}, &api.Error{Kind: api.Damaged, Op: "receive", Err: err}
 	}
-	r.stage.(*faulty.Stage).Stage.(*poolmemory.Stage).Put(files)
+	stage := r.stage.(*faulty.Stage).Stage.(*poolmemory.Stage)
+	stage.Remove(d.Gone...)
+	stage.Put(d.Put)
 	return r.stage.Commit(ctx)
 }
 
@@ -334,7 +357,13 @@ func (b *books) BeginPurge(ctx context.Context, id string) (api.Volume, error) {
 }
 
 func (b *books) Change(ctx context.Context, id string, c ledger.Change) (api.Volume, error) {
-	return b.call("Change "+c.What(), func(s *ledger.Service) (api.Volume, error) { return s.Change(ctx, id, c.For(b.l.h.name)) })
+	return b.call("Change "+c.What(), func(s *ledger.Service) (api.Volume, error) {
+		v, err := s.Change(ctx, id, c.For(b.l.h.name))
+		if err == nil {
+			b.w.told(v, c)
+		}
+		return v, err
+	})
 }
 
 func (b *books) AdvanceAll(ctx context.Context, moves map[string]ledger.Advance) (map[string]api.Volume, error) {

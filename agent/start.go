@@ -15,6 +15,9 @@ import (
 // StartMove begins the move of a head that this node owns, or, for a dry run,
 // only says what it would do.
 func (a *Agent) StartMove(ctx context.Context, volume string, r api.StartMove, by string) (api.MovePlan, error) {
+	if err := a.mayChange("move volume", volume); err != nil {
+		return api.MovePlan{}, err
+	}
 	branch := r.Branch
 	h := a.head(volume, branch)
 	if branch == "" {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/drover-data/drover/api"
@@ -48,12 +49,20 @@ func (a *Agent) Create(ctx context.Context, c api.CreateVolume) error {
 	case ref.At != "" || ref.Back != 0:
 		return &api.Error{Kind: api.NotFound, Op: "use volume", Object: c.Name, Reason: "there is no volume " + ref.Volume, Next: "create it first: drover volume create " + ref.Volume}
 	}
+	// Docker makes a volume of any name that it has not heard of. A person who
+	// means it says so.
+	if silent, err := a.unreported(ctx); err != nil || len(silent) > 0 {
+		return &api.Error{Kind: api.Unknown, Op: "create volume", Object: c.Name, Reason: fmt.Sprintf("the cluster was recovered without %s, which may have a volume of that name; an empty twin must not be made", strings.Join(silent, ", ")), Err: err, Next: "bring that node back, or remove it with drover node rm --force; drover volume create " + c.Name + " makes a new one"}
+	}
 	_, err = a.NewVolume(ctx, c)
 	return err
 }
 
 // NewVolume makes a volume here and waits until it is ready.
 func (a *Agent) NewVolume(ctx context.Context, c api.CreateVolume) (api.Volume, error) {
+	if err := a.mayChange("create volume", c.Name); err != nil {
+		return api.Volume{}, err
+	}
 	pool, err := a.choosePool(c.Pool)
 	if err != nil {
 		return api.Volume{}, err
@@ -153,6 +162,11 @@ func (a *Agent) find(ctx context.Context, name string) (api.Volume, error) {
 	ctx, cancel := context.WithTimeout(ctx, a.cfg.PeerWait)
 	defer cancel()
 	v, err := a.deps.Ledger.Volume(ctx, name)
+	if api.Is(err, api.NotFound) {
+		if held := a.mayChange("look up volume", name); held != nil {
+			return v, held
+		}
+	}
 	if err != nil {
 		return v, err
 	}
@@ -316,6 +330,9 @@ func (a *Agent) Mount(ctx context.Context, name, id string) (string, error) {
 	branch, err := a.branch(v, ref)
 	if err != nil {
 		return "", err
+	}
+	if err := a.mayMount(v, branch); err != nil {
+		return "", marked(err)
 	}
 	if v.Heads[branch].Node != a.cfg.Node {
 		if err := a.pull(ctx, v, branch); err != nil {

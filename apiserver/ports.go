@@ -15,6 +15,7 @@ import (
 type Agent interface {
 	History
 	Looking
+	Remotes
 	NewVolume(ctx context.Context, c api.CreateVolume) (api.Volume, error)
 	StartMove(ctx context.Context, volume string, r api.StartMove, by string) (api.MovePlan, error)
 	Move(id string) (api.MoveProgress, error)
@@ -25,9 +26,16 @@ type Agent interface {
 	Pull(ctx context.Context, r peer.Pull) error
 	Prepare(ctx context.Context, p peer.Preparation) error
 	Pools() []api.Pool
+	Holdings(ctx context.Context) ([]ledger.Copy, map[string]string, error)
 	AddPool(ctx context.Context, p api.AddPool) (api.Pool, error)
 	RemovePool(ctx context.Context, name string) error
 	GrowPool(ctx context.Context, name string, size int64) (api.Pool, error)
+}
+
+// Recovery is what control nodes do to bring the cluster back from a backup.
+type Recovery interface {
+	Report(ctx context.Context, caller auth.Identity, r ledger.Report) error
+	GiveUp(ctx context.Context, node string) error
 }
 
 // Ledger is where volumes' records are read and changed; on a node without

@@ -17,7 +17,9 @@ import (
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/auth"
+	"github.com/drover-data/drover/backup"
 	"github.com/drover-data/drover/events"
+	"github.com/drover-data/drover/peer"
 	"github.com/drover-data/drover/trace"
 )
 
@@ -35,6 +37,11 @@ type Config struct {
 	// Forward reaches another node's API; a request that only a control node
 	// can answer goes to the node "".
 	Forward func(node string) (http.RoundTripper, error)
+	// Recovery brings the cluster back from a backup, Backup takes one;
+	// Incarnation says which life of the cluster this node has seen.
+	Recovery    Recovery
+	Backup      func(ctx context.Context, seal backup.Seal) ([]byte, backup.Header, error)
+	Incarnation func(ctx context.Context) (peer.Incarnation, error)
 	// Metrics serves /metrics; nil leaves it out.
 	Metrics http.Handler
 }
@@ -58,9 +65,11 @@ func New(cfg Config) *Server {
 	s.volumeRoutes()
 	s.historyRoutes()
 	s.lookingRoutes()
+	s.remoteRoutes()
 	s.nodeRoutes()
 	s.peerRoutes()
 	s.recoverRoutes()
+	s.backupRoutes()
 	s.eventRoutes()
 	if cfg.Metrics != nil {
 		s.mux.HandleFunc("GET /metrics", s.metrics)

@@ -63,7 +63,12 @@ type External struct {
 	CA   string `json:"ca"`   // files, PEM
 	Cert string `json:"cert"` //
 	Key  string `json:"key"`  //
+	// Prefix of all keys: several clusters can share an etcd.
+	Prefix string `json:"prefix,omitempty"`
 }
+
+// DefaultPrefix is where a cluster keeps its keys in an etcd that is not its own.
+func DefaultPrefix(cluster string) string { return "drover/" + cluster + "/" }
 
 // WithDefaults fills in what was left out.
 func (c Config) WithDefaults() Config {
@@ -113,6 +118,9 @@ func (c Config) Validate() error {
 			if _, err := os.Stat(file); err != nil {
 				add("%s of the external etcd: %v", what, err)
 			}
+		}
+		if x.Prefix != "" && (!strings.HasSuffix(x.Prefix, "/") || strings.ContainsAny(x.Prefix, " \t\n")) {
+			add("prefix in the external etcd: %q does not end in / or has blanks", x.Prefix)
 		}
 		if len(c.Endpoints) == 0 {
 			add("an external etcd needs endpoints")

@@ -39,6 +39,7 @@ type JoinRequest struct {
 	Software string    `json:"software" doc:"version of its binary"`
 	API      int       `json:"api" doc:"newest version of API and transfer protocol it speaks"`
 	Oldest   int       `json:"oldestAPI,omitempty" doc:"oldest version that it still speaks; 0: only the newest"`
+	External bool      `json:"external,omitempty" doc:"it was given the TLS files of an etcd that is not Drover's"`
 	Worker   bool      `json:"worker,omitempty" doc:"it does not want to be a member of the state store, whatever the token allows"`
 }
 
@@ -49,6 +50,7 @@ type JoinAnswer struct {
 	Chain     []byte      `json:"chain" doc:"its certificate and the CA's, PEM"`
 	CA        []byte      `json:"ca" doc:"PEM"`
 	Endpoints []string    `json:"endpoints" doc:"of the state store"`
+	Prefix    string      `json:"prefix,omitempty" doc:"of all keys in an external state store"`
 	External  bool        `json:"external,omitempty" doc:"the state store is not Drover's own: its TLS files have to be given to this node"`
 }
 
@@ -228,8 +230,17 @@ func PrepareJoin(c Config, token auth.Token, software string, now time.Time) (Jo
 	return JoinRequest{
 		Token: token.ID, Secret: token.Secret, Name: c.Name, Address: c.APIAddress(),
 		StateURL: c.StateURL(), PeerURL: c.PeerURL(), CSR: r.CSR, Clock: now.UTC(),
-		Software: software, API: api.Speaks().Newest, Oldest: api.Speaks().Oldest, Worker: !c.Candidate,
+		Software: software, API: api.Speaks().Newest, Oldest: api.Speaks().Oldest, External: c.External != nil, Worker: !c.Candidate,
 	}, r, nil
+}
+
+// storeMismatch refuses a node that expects another kind of state store.
+func storeMismatch(node string, external bool) error {
+	e := &api.Error{Kind: api.Invalid, Op: "join cluster", Object: node, Reason: "this cluster runs its own state store", Next: "leave out --etcd-endpoints"}
+	if external {
+		e.Reason, e.Next = "this cluster keeps its state in an external etcd", "give --etcd-endpoints, and its TLS files with --etcd-ca, --etcd-cert and --etcd-key"
+	}
+	return e
 }
 
 // FinishJoin checks the answer against the token and writes this node's
@@ -256,16 +267,24 @@ func FinishJoin(c Config, token auth.Token, r *auth.Request, a JoinAnswer) (Conf
 	c.Cluster, c.Candidate = a.Cluster.ID, a.Node.Candidate
 	if c.External == nil {
 		if a.External {
-			return Config{}, &api.Error{Kind: api.Invalid, Op: "join cluster", Object: c.Name, Reason: "this cluster keeps its state in an external etcd", Next: "give its TLS files with --etcd-ca, --etcd-cert and --etcd-key"}
+			return Config{}, storeMismatch(c.Name, true)
 		}
 		c.Endpoints = a.Endpoints
-	} else if len(c.Endpoints) == 0 {
-		c.Endpoints = a.Endpoints
+	} else {
+		if len(c.Endpoints) == 0 {
+			c.Endpoints = a.Endpoints
+		}
+		x := *c.External
+		x.Prefix = a.Prefix
+		c.External = &x
 	}
 	if err := c.Validate(); err != nil {
 		return Config{}, err
 	}
 	if err := auth.WriteIdentity(c.IdentityDir(), bundle, bytes.Clone(a.CA)); err != nil {
+		return Config{}, err
+	}
+	if err := c.SaveIncarnation(Incarnation{Number: a.Cluster.Incarnation}); err != nil {
 		return Config{}, err
 	}
 	if err := c.Save(); err != nil {

@@ -68,16 +68,21 @@ func newWorld(t *testing.T, nodes int, pool string) *world {
 
 func newWorldOf(t *testing.T, nodes int, pool, binary string) *world {
 	t.Helper()
+	w := newHosts(t, nodes)
+	w.binary = binary
+	w.cluster(lab.ClusterOptions{PoolSize: pool})
+	return w
+}
+
+// newHosts brings a lab up without a cluster.
+func newHosts(t *testing.T, nodes int) *world {
+	t.Helper()
 	name := fmt.Sprintf("e%d-%x", os.Getpid(), time.Now().UnixNano()&0xffffff)
 	t.Cleanup(func() {
 		if err := lab.Down(context.Background(), name); err != nil {
 			t.Errorf("lab down: %v", err)
 		}
 	})
-	image, err := lab.BusyboxImage(t.Context(), "", t.Output())
-	if err != nil {
-		t.Fatal(err)
-	}
 	l, err := lab.Up(t.Context(), lab.Options{Name: name, Dir: "/var/tmp/drover-" + name, Nodes: nodes, Progress: t.Output()})
 	if err != nil {
 		t.Fatal(err)
@@ -88,7 +93,20 @@ func newWorldOf(t *testing.T, nodes int, pool, binary string) *world {
 			w.logs()
 		}
 	})
-	if err := l.StartCluster(t.Context(), lab.ClusterOptions{Binary: binary, PoolSize: pool, Verbose: true}); err != nil {
+	return w
+}
+
+// cluster makes the hosts a cluster, with the small image.
+func (w *world) cluster(o lab.ClusterOptions) {
+	t, l := w.t, w.lab
+	t.Helper()
+	o.Binary, o.Verbose = w.binary, true
+	nodes := len(l.Hosts())
+	image, err := lab.BusyboxImage(t.Context(), "", t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.StartCluster(t.Context(), o); err != nil {
 		t.Fatal(err)
 	}
 	if err := l.LoadImage(t.Context(), image); err != nil {
@@ -101,7 +119,6 @@ func newWorldOf(t *testing.T, nodes int, pool, binary string) *world {
 		}
 		return nil
 	})
-	return w
 }
 
 // in is the same world for a part of the test.

@@ -23,6 +23,8 @@ type Change struct {
 	Untag         *Untag         `json:"untag,omitempty"`
 	Expire        *Expire        `json:"expire,omitempty"`
 	Hook          *SetHook       `json:"hook,omitempty"`
+	Remote        *SetRemote     `json:"remote,omitempty"`
+	Track         *Track         `json:"track,omitempty"`
 	ForgetDropped bool           `json:"forgetDropped,omitempty"` // those whose grace has ended
 }
 
@@ -142,6 +144,10 @@ func Apply(v api.Volume, c Change, now time.Time, grace time.Duration) (api.Volu
 		return expire(v, *c.Expire)
 	case c.Hook != nil:
 		return setHook(v, *c.Hook)
+	case c.Remote != nil:
+		return setRemote(v, *c.Remote)
+	case c.Track != nil:
+		return track(v, *c.Track)
 	case c.ForgetDropped:
 		return forgetDropped(v, now), nil
 	}
@@ -533,7 +539,7 @@ func (c Change) What() string {
 	for name, set := range map[string]bool{
 		"advance": c.Advance != nil, "new branch": c.NewBranch != nil, "switch": c.Switch != nil, "reset": c.Reset != nil,
 		"drop branch": c.DropBranch != nil, "restore branch": c.RestoreBranch != nil, "rename branch": c.RenameBranch != nil,
-		"tag": c.Tag != nil, "untag": c.Untag != nil, "expire": c.Expire != nil, "hook": c.Hook != nil, "forget dropped": c.ForgetDropped,
+		"tag": c.Tag != nil, "untag": c.Untag != nil, "expire": c.Expire != nil, "hook": c.Hook != nil, "remote": c.Remote != nil, "track": c.Track != nil, "forget dropped": c.ForgetDropped,
 	} {
 		if set {
 			return strings.ReplaceAll(name, " ", "-")

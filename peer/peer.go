@@ -7,6 +7,7 @@ import (
 	"net"
 
 	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/cluster"
 	"github.com/drover-data/drover/container"
 	"github.com/drover-data/drover/ledger"
 	"github.com/drover-data/drover/storage"
@@ -110,6 +111,19 @@ type LedgerCall struct {
 type Delete struct {
 	Volume string `json:"volume"`
 	By     string `json:"by"`
+}
+
+// Incarnation is a node's answer to the question which life of the cluster it
+// has seen, and how it found it.
+type Incarnation struct {
+	cluster.Incarnation
+	Cluster string `json:"cluster"` // id
+}
+
+// Holdings is what a node's pools hold, as they remember it.
+type Holdings struct {
+	Copies []ledger.Copy     `json:"copies"`
+	Gone   map[string]string `json:"gone,omitempty"`
 }
 
 // Renewal asks for a certificate, and is the answer.

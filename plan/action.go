@@ -126,6 +126,10 @@ type HandOver struct {
 // CancelMove withdraws the wish, because of Reason.
 type CancelMove struct{ Reason string }
 
+// SetAside makes a snapshot of a copy that lost against another one when the
+// cluster was recovered; the branch that keeps it begins there.
+type SetAside struct{ Pool, Snapshot string }
+
 // Wait says what is waited for. Retry is when to look again even if nothing
 // happens; 0: an event will come.
 type Wait struct {
@@ -160,6 +164,7 @@ func (UnmountHead) action()   {}
 func (ReleaseHead) action()   {}
 func (HandOver) action()      {}
 func (CancelMove) action()    {}
+func (SetAside) action()      {}
 func (Wait) action()          {}
 func (Alarm) action()         {}
 
@@ -216,5 +221,8 @@ func (a ReleaseHead) String() string {
 }
 func (a HandOver) String() string   { return fmt.Sprintf("hand epoch %d over to %s", a.Epoch, a.To) }
 func (a CancelMove) String() string { return "cancel the move: " + a.Reason }
-func (a Wait) String() string       { return "wait for " + a.For }
-func (a Alarm) String() string      { return "alarm: " + a.Reason }
+func (a SetAside) String() string {
+	return "set the copy in pool " + a.Pool + " aside as snapshot " + a.Snapshot
+}
+func (a Wait) String() string  { return "wait for " + a.For }
+func (a Alarm) String() string { return "alarm: " + a.Reason }

@@ -116,10 +116,14 @@ func owner(o Observed, h api.Head) []Action {
 	switch {
 	case here && c.Epoch > h.Epoch:
 		return []Action{Alarm{Reason: fmt.Sprintf("the pool remembers epoch %d, the record says %d: the state store is older than the data; nothing is changed here until a newer state is restored", c.Epoch, h.Epoch)}}
+	case !here && h.Kept != nil && !h.Ready && !holds(o, h.Pool, h.Seed):
+		return []Action{Wait{For: "the copy of branch " + h.Kept.Branch + " that it is made of to be out of use", Retry: 10 * time.Second}}
 	case !here && h.Ready:
 		return []Action{Alarm{Reason: fmt.Sprintf("the head should be in pool %s and is not there; nothing is made in its place", h.Pool)}}
 	case !here:
 		return []Action{MakeHead{Pool: h.Pool, Seed: h.Seed, Of: h.SeedVolume, Epoch: h.Epoch, Size: o.Volume.Size}, ReportReady{Epoch: h.Epoch}}
+	case h.Was != 0 && c.Epoch == h.Was && c.Epoch < h.Epoch && !c.Released:
+		return []Action{KeepNote{Pool: c.Pool, Epoch: h.Epoch}}
 	case !h.Ready && c.Epoch == h.Epoch:
 		return []Action{ReportReady{Epoch: h.Epoch}}
 	case c.Epoch < h.Epoch && !h.Ready:
@@ -137,6 +141,14 @@ func owner(o Observed, h api.Head) []Action {
 		return []Action{Alarm{Reason: fmt.Sprintf("the pool holds epoch %d of the head, the record says epoch %d is here", c.Epoch, h.Epoch)}}
 	}
 	var out []Action
+	for _, other := range o.Copies {
+		if other.Pool == h.Pool {
+			continue
+		}
+		if do, kept := aside(o, other); kept {
+			return do
+		}
+	}
 	if h.From == o.Node && h.FromPool != h.Pool {
 		if old, ok := find(o, h.FromPool); ok {
 			if why, ok := fit(o, h.FromPool); !ok {
@@ -193,6 +205,40 @@ func undone(o Observed, h api.Head, c Copy) []Action {
 	return out
 }
 
+// aside turns a copy that lost when the cluster was recovered into the branch
+// that was named for it, once nobody uses it any more; kept reports whether
+// there is such a branch.
+func aside(o Observed, c Copy) (do []Action, kept bool) {
+	for branch, x := range o.Volume.Heads {
+		if x.Kept == nil || x.Kept.Branch != o.Branch || x.Kept.Epoch != c.Epoch || x.Node != o.Node || x.Pool != c.Pool {
+			continue
+		}
+		why, ok := fit(o, c.Pool)
+		switch {
+		case !ok:
+			return []Action{why}, true
+		case o.InUse:
+			return []Action{Alarm{Reason: fmt.Sprintf("a copy of epoch %d that lost when the cluster was recovered is in use here; it becomes branch %s when its containers have stopped", c.Epoch, branch)}}, true
+		case x.Ready:
+			return []Action{DropHead{Pool: c.Pool, Epoch: c.Epoch}}, true
+		case holds(o, c.Pool, x.Seed):
+			return []Action{Wait{For: "branch " + branch + " to be made of the copy here", Retry: 10 * time.Second}}, true
+		}
+		return []Action{SetAside{Pool: c.Pool, Snapshot: x.Seed}}, true
+	}
+	return nil, false
+}
+
+// holds reports whether a pool of this node has a snapshot.
+func holds(o Observed, pool, id string) bool {
+	for _, s := range o.Snapshots {
+		if s.Pool == pool && s.ID == id {
+			return true
+		}
+	}
+	return false
+}
+
 // former is the part of a node that does not own the head: it owned it
 // before, or will own it.
 func former(o Observed, h api.Head) []Action {
@@ -200,6 +246,9 @@ func former(o Observed, h api.Head) []Action {
 	for _, c := range o.Copies {
 		if why, ok := fit(o, c.Pool); !ok {
 			return append(out, why)
+		}
+		if do, kept := aside(o, c); kept {
+			return append(out, do...)
 		}
 		switch {
 		case c.Epoch >= h.Epoch:
@@ -253,7 +302,7 @@ func deleted(o Observed, h api.Head) []Action {
 		return owner(o, h)
 	}
 	if o.Now.Before(o.Volume.Deleted.Purge) {
-		if c, here := find(o, h.Pool); here && c.Stale {
+		if c, here := find(o, h.Pool); here && c.Stale && c.Epoch == h.Epoch {
 			if _, ok := fit(o, h.Pool); ok {
 				return []Action{KeepNote{Pool: c.Pool, Epoch: h.Epoch}}
 			}

@@ -2,9 +2,11 @@ package remote
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"regexp"
@@ -96,10 +98,14 @@ func Moved(name string, now, expect digest.Digest) error {
 	return &api.Error{Kind: api.Conflict, Op: "move name", Object: name, Reason: fmt.Sprintf("it points to %s, not to %s: somebody else changed it", at(now), at(expect)), Next: "fetch, look at what changed, and push again"}
 }
 
-// Bytes is content that is in memory.
+// Bytes is content that is in memory. Its readers are io.ReaderAt too.
 func Bytes(b []byte) Content {
-	return func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }
+	return func() (io.ReadCloser, error) { return inMemory{bytes.NewReader(b)}, nil }
 }
+
+type inMemory struct{ *bytes.Reader }
+
+func (inMemory) Close() error { return nil }
 
 // Verify checks what is read against its digest; the read that meets the end
 // fails if it does not fit.
@@ -120,6 +126,26 @@ func (v *verifying) Read(p []byte) (int, error) {
 		return n, Damaged(v.want)
 	}
 	return n, err
+}
+
+// CheckDigest refuses what blobs are not named by.
+func CheckDigest(d digest.Digest) error {
+	if err := d.Validate(); err != nil || d.Algorithm() != digest.SHA256 {
+		return &api.Error{Kind: api.Invalid, Op: "find blob", Object: fmt.Sprintf("%.100q", string(d)), Reason: "not a SHA-256 digest"}
+	}
+	return nil
+}
+
+// Ended is the error of a call whose context has ended, nil while it has not.
+func Ended(ctx context.Context, op, object string) error {
+	if ctx.Err() == nil {
+		return nil
+	}
+	cause := context.Cause(ctx)
+	if errors.Is(cause, context.DeadlineExceeded) {
+		return &api.Error{Kind: api.Unavailable, Op: op, Object: object, Reason: "the remote did not answer in time", Err: cause, Next: "try again"}
+	}
+	return &api.Error{Kind: api.Canceled, Op: op, Object: object, Err: cause}
 }
 
 // Damaged is the error for content that does not have its digest.

@@ -16,6 +16,9 @@
 //     it does not answer, Exhausted when it is full or limits its rate,
 //     ReadOnly when it refuses writes, Conflict when a name is not where it was expected.
 //     Passing failures are tried again inside, within the context's time.
+//   - A call whose context has ended fails: Canceled, or Unavailable when its
+//     time ran out. What it had begun is not seen by anybody.
+//   - A digest that is not SHA-256 and a name that CheckName refuses are Invalid.
 //   - Secrets are in no error, log line or event.
 package remote
 
@@ -34,6 +37,8 @@ type Info struct {
 	URL  string // as the user wrote it, without secrets
 	// Atomic: SetRef changes a name only if it is where it was expected, whoever
 	// else writes. Otherwise two writers at once are found out afterwards at best.
+	// Where that has to be tried out it is false before Check for writing, or the
+	// first SetRef, has done so.
 	Atomic bool
 	// Collects: blobs and manifests that no name reaches go by the remote's own
 	// means; Delete cannot be used.
@@ -74,7 +79,7 @@ type Store interface {
 	// Read fails when they are not what d says.
 	Get(ctx context.Context, d digest.Digest) (io.ReadCloser, error)
 	// GetRange opens length bytes from offset on, unchecked: the caller checks
-	// what it takes from them.
+	// what it takes from them. Of a blob that ends earlier there are fewer.
 	GetRange(ctx context.Context, d digest.Digest, offset, length int64) (io.ReadCloser, error)
 	// Put writes a blob; one that is there already is success without sending.
 	// sent, if not nil, is told of bytes that crossed the wire.
@@ -92,7 +97,7 @@ type Store interface {
 	// Refs lists names that begin with prefix, in order. Desc may have no more
 	// than a zero Digest where looking each one up would cost a call.
 	Refs(ctx context.Context, prefix string) ([]Ref, error)
-	// SetRef points a name to a manifest that was put. expect is where it
+	// SetRef points a name to a manifest that was put; NotFound when it was not. expect is where it
 	// must point now: "" for not at all. Otherwise Conflict. A name that points to desc
 	// already is success. See Info.Atomic.
 	SetRef(ctx context.Context, name string, desc ocispec.Descriptor, expect digest.Digest) error
@@ -103,16 +108,33 @@ type Store interface {
 	Close() error
 }
 
+// Grace is how long what nobody names is kept, and how long an upload counts
+// that has not said that it ended.
+const Grace = 24 * time.Hour
+
 // Collector is the capability to remove what no name reaches, for remotes
-// that do not collect by themselves.
+// that do not collect by themselves. Uploads and collections keep apart: each
+// says durably that it begins and then looks for the other, so that of two at
+// once at least one sees the other. A collection gives way, an upload waits.
 type Collector interface {
 	// Lease says durably that an upload is on its way, until it is released or
-	// older than the grace period.
+	// older than Grace. It waits while a collection is on its way.
 	Lease(ctx context.Context) (release func(context.Context) error, err error)
 	// Leases gives the times of the leases there are.
 	Leases(ctx context.Context) ([]time.Time, error)
+	// Collect says durably that a collection is on its way; InUse while there is
+	// a lease younger than Grace, or another collection. It must be taken before
+	// any name is read.
+	Collect(ctx context.Context) (Collection, error)
 	// Blobs lists all blobs and manifests, in no order.
 	Blobs(ctx context.Context, each func(Blob) error) error
 	// Delete removes a blob or manifest; gone already is success.
 	Delete(ctx context.Context, d digest.Digest) error
+}
+
+// Collection is one that is on its way. It is renewed at least every
+// RenewCollect, otherwise uploads take it for left behind.
+type Collection struct {
+	Renew func(context.Context) error
+	End   func(context.Context) error
 }

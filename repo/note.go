@@ -138,6 +138,7 @@ const (
 	OpPull   = "pull"
 	// OpRevertFile leaves the tip where it is, and is there to be undone.
 	OpRevertFile = "revert-file"
+	OpClone      = "clone"
 )
 
 // Subject is a message's first line, cut to what fits a line.

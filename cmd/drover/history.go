@@ -276,7 +276,7 @@ func (g *lanes) draw(w io.Writer, x api.LoggedCommit, text []string) {
 		fmt.Fprintln(w, strings.TrimRight(marks(false)+line, " "))
 	}
 	for i, p := range parents[min(1, len(parents)):] {
-		fmt.Fprintln(w, strings.Repeat("| ", at+1+i)+"\\")
+		fmt.Fprintln(w, strings.Repeat("| ", at+i)+"|\\")
 		*g = slices.Insert(*g, at+1+i, p)
 	}
 }

@@ -19,9 +19,9 @@ import (
 	"github.com/drover-data/drover/api"
 )
 
-// shown is a path as a terminal shows it: quoted when it is not plain text, so
+// pathText is a path as a terminal shows it: quoted when it is not plain text, so
 // that it is seen where it begins and ends, and can be pasted into $'…'.
-func shown(escaped string) string {
+func pathText(escaped string) string {
 	if strings.ContainsAny(escaped, "\\ '\"") || escaped == "" {
 		return "$'" + strings.ReplaceAll(escaped, "'", `\'`) + "'"
 	}
@@ -77,7 +77,7 @@ can (btrfs), otherwise by size, times and content.`,
 			return t.print(c.OutOrStdout(), d, func(w *tabwriter.Writer) {
 				for _, x := range d.Changes {
 					if names {
-						fmt.Fprintln(w, shown(x.Path))
+						fmt.Fprintln(w, pathText(x.Path))
 						continue
 					}
 					fmt.Fprintln(w, strings.TrimRight(strings.Join(diffRow(x), "\t"), "\t "))
@@ -100,7 +100,7 @@ can (btrfs), otherwise by size, times and content.`,
 var diffLetters = map[string]string{"added": "A", "removed": "D", "modified": "M", "metadata": "m", "type": "T"}
 
 func diffRow(x api.PathChange) []string {
-	path := shown(x.Path)
+	path := pathText(x.Path)
 	if x.Path == "" {
 		path = "(the volume's root)"
 	}
@@ -129,7 +129,7 @@ func diffRow(x api.PathChange) []string {
 		notes = append(notes, "owner "+x.Owner)
 	}
 	if x.Target != "" {
-		notes = append(notes, "-> "+shown(x.Target))
+		notes = append(notes, "-> "+pathText(x.Target))
 	}
 	return []string{diffLetters[x.What] + " " + path, bytes, more, strings.Join(notes, ", ")}
 }
@@ -224,7 +224,7 @@ it again, and a database's own files must never be replaced under it.`,
 				return err
 			}
 			return t.print(c.OutOrStdout(), out, func(w *tabwriter.Writer) {
-				fmt.Fprintf(w, "%s of %s@%s is as in commit %s (%s)\n", shown(out.Path), out.Volume, out.Branch, shortID(out.From), sizeText(out.Size))
+				fmt.Fprintf(w, "%s of %s@%s is as in commit %s (%s)\n", pathText(out.Path), out.Volume, out.Branch, shortID(out.From), sizeText(out.Size))
 				if out.Kept != "" {
 					fmt.Fprintln(w, "what was not committed is kept as stash "+shortID(out.Kept))
 				}

@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -74,6 +75,13 @@ func (n *Network) Know(list []api.Node) {
 	for _, node := range list {
 		n.nodes[node.Name] = node
 	}
+}
+
+// Known are the nodes as they were last read.
+func (n *Network) Known() []api.Node {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Collect(maps.Values(n.nodes))
 }
 
 const dialTimeout = 3 * time.Second
@@ -257,6 +265,11 @@ func (n *Network) Renew(ctx context.Context, csr []byte) ([]byte, error) {
 	var out peer.Renewal
 	err := n.call(ctx, "", http.MethodPost, "/v1/peer/renew", peer.Renewal{CSR: csr}, &out)
 	return out.Chain, err
+}
+
+// Report tells a control node what this node's pools hold.
+func (n *Network) Report(ctx context.Context, r ledger.Report) error {
+	return n.call(ctx, "", http.MethodPost, "/v1/peer/report", r, nil)
 }
 
 // MemberStart asks a control node how this node starts its member of the

@@ -30,11 +30,14 @@ type Store struct {
 	dir string
 	now func() time.Time
 	id  func() string
+	// turn holds one while a name is changed.
+	turn chan struct{}
 }
 
 var (
 	_ remote.Store     = (*Store)(nil)
 	_ remote.Collector = (*Store)(nil)
+	_ remote.Marks     = (*Store)(nil)
 )
 
 // maxManifest bounds what is read at once.
@@ -42,7 +45,7 @@ const maxManifest = 64 << 20
 
 // Open uses a directory, which Put and SetRef make when it is not there.
 func Open(dir string, now func() time.Time, id func() string) *Store {
-	return &Store{dir: dir, now: now, id: id}
+	return &Store{dir: dir, now: now, id: id, turn: make(chan struct{}, 1)}
 }
 
 // Info is of remote.Store.
@@ -77,8 +80,11 @@ func (s *Store) fail(op, object string, err error) error {
 }
 
 // Check is of remote.Store.
-func (s *Store) Check(_ context.Context, write bool) error {
+func (s *Store) Check(ctx context.Context, write bool) error {
 	const op = "use remote"
+	if err := remote.Ended(ctx, op, s.Info().URL); err != nil {
+		return err
+	}
 	st, err := os.Stat(s.dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		// A new one needs a place that is there: a typing error, or a disk that
@@ -106,16 +112,19 @@ func (s *Store) Check(_ context.Context, write bool) error {
 	return nil
 }
 
-func (s *Store) blob(d digest.Digest) (string, error) {
-	if err := d.Validate(); err != nil || d.Algorithm() != digest.SHA256 {
-		return "", &api.Error{Kind: api.Invalid, Op: "find blob", Object: string(d), Reason: "not a SHA-256 digest"}
+func (s *Store) blob(ctx context.Context, d digest.Digest) (string, error) {
+	if err := remote.CheckDigest(d); err != nil {
+		return "", err
+	}
+	if err := remote.Ended(ctx, "find blob", string(d)); err != nil {
+		return "", err
 	}
 	return filepath.Join(s.dir, ocispec.ImageBlobsDir, "sha256", d.Encoded()), nil
 }
 
 // Stat is of remote.Store.
-func (s *Store) Stat(_ context.Context, d digest.Digest) (int64, error) {
-	path, err := s.blob(d)
+func (s *Store) Stat(ctx context.Context, d digest.Digest) (int64, error) {
+	path, err := s.blob(ctx, d)
 	if err != nil {
 		return 0, err
 	}
@@ -127,8 +136,8 @@ func (s *Store) Stat(_ context.Context, d digest.Digest) (int64, error) {
 }
 
 // Get is of remote.Store.
-func (s *Store) Get(_ context.Context, d digest.Digest) (io.ReadCloser, error) {
-	path, err := s.blob(d)
+func (s *Store) Get(ctx context.Context, d digest.Digest) (io.ReadCloser, error) {
+	path, err := s.blob(ctx, d)
 	if err != nil {
 		return nil, err
 	}
@@ -140,10 +149,13 @@ func (s *Store) Get(_ context.Context, d digest.Digest) (io.ReadCloser, error) {
 }
 
 // GetRange is of remote.Store.
-func (s *Store) GetRange(_ context.Context, d digest.Digest, offset, length int64) (io.ReadCloser, error) {
-	path, err := s.blob(d)
+func (s *Store) GetRange(ctx context.Context, d digest.Digest, offset, length int64) (io.ReadCloser, error) {
+	path, err := s.blob(ctx, d)
 	if err != nil {
 		return nil, err
+	}
+	if offset < 0 || length < 0 {
+		return nil, &api.Error{Kind: api.Invalid, Op: "read blob", Object: string(d), Reason: "there is nothing before its beginning"}
 	}
 	f, err := os.Open(path)
 	if err != nil {
@@ -173,7 +185,13 @@ func (s *Store) begin() error {
 	if err := renameio.WriteFile(path, text, 0o644); err != nil {
 		return err
 	}
-	return syncDir(s.dir)
+	// What was made is there after a loss of power, its parents first.
+	for _, d := range []string{filepath.Dir(s.dir), s.dir, filepath.Join(s.dir, ocispec.ImageBlobsDir)} {
+		if err := syncDir(d); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func syncDir(path string) error {
@@ -188,7 +206,7 @@ func syncDir(path string) error {
 // Put is of remote.Store.
 func (s *Store) Put(ctx context.Context, desc ocispec.Descriptor, content remote.Content, sent func(int64)) error {
 	const op = "write blob"
-	path, err := s.blob(desc.Digest)
+	path, err := s.blob(ctx, desc.Digest)
 	if err != nil {
 		return err
 	}
@@ -231,8 +249,8 @@ type counter struct {
 }
 
 func (c counter) Write(p []byte) (int, error) {
-	if err := c.ctx.Err(); err != nil {
-		return 0, context.Cause(c.ctx)
+	if err := remote.Ended(c.ctx, "write blob", ""); err != nil {
+		return 0, err
 	}
 	if c.sent != nil {
 		c.sent(int64(len(p)))
@@ -241,10 +259,13 @@ func (c counter) Write(p []byte) (int, error) {
 }
 
 // Manifest is of remote.Store.
-func (s *Store) Manifest(_ context.Context, d digest.Digest) (ocispec.Descriptor, []byte, error) {
-	path, err := s.blob(d)
+func (s *Store) Manifest(ctx context.Context, d digest.Digest) (ocispec.Descriptor, []byte, error) {
+	path, err := s.blob(ctx, d)
 	if err != nil {
 		return ocispec.Descriptor{}, nil, err
+	}
+	if st, err := os.Stat(path); err == nil && st.Size() > maxManifest {
+		return ocispec.Descriptor{}, nil, &api.Error{Kind: api.Damaged, Op: "read manifest", Object: string(d), Reason: "it is too long"}
 	}
 	text, err := os.ReadFile(path)
 	if err != nil {
@@ -261,8 +282,11 @@ func (s *Store) PutManifest(ctx context.Context, desc ocispec.Descriptor, body [
 func (s *Store) ref(name string) string { return filepath.Join(s.dir, "refs", name) }
 
 // Ref is of remote.Store.
-func (s *Store) Ref(_ context.Context, name string) (remote.Ref, error) {
+func (s *Store) Ref(ctx context.Context, name string) (remote.Ref, error) {
 	if err := remote.CheckName(name); err != nil {
+		return remote.Ref{}, err
+	}
+	if err := remote.Ended(ctx, "find name", name); err != nil {
 		return remote.Ref{}, err
 	}
 	return s.readRef(name)
@@ -285,7 +309,7 @@ func (s *Store) readRef(name string) (remote.Ref, error) {
 }
 
 // Refs is of remote.Store.
-func (s *Store) Refs(_ context.Context, prefix string) ([]remote.Ref, error) {
+func (s *Store) Refs(ctx context.Context, prefix string) ([]remote.Ref, error) {
 	entries, err := os.ReadDir(filepath.Join(s.dir, "refs"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -297,6 +321,9 @@ func (s *Store) Refs(_ context.Context, prefix string) ([]remote.Ref, error) {
 	for _, e := range entries {
 		if !strings.HasPrefix(e.Name(), prefix) || remote.CheckName(e.Name()) != nil {
 			continue
+		}
+		if err := remote.Ended(ctx, "list names", ""); err != nil {
+			return nil, err
 		}
 		r, err := s.readRef(e.Name())
 		if api.Is(err, api.NotFound) {
@@ -313,6 +340,15 @@ func (s *Store) Refs(_ context.Context, prefix string) ([]remote.Ref, error) {
 
 // locked runs change while nobody else changes names.
 func (s *Store) locked(ctx context.Context, change func() error) error {
+	if err := remote.Ended(ctx, "wait for the lock", ""); err != nil {
+		return err
+	}
+	select { // of this process one at a time asks for the file's lock
+	case s.turn <- struct{}{}:
+		defer func() { <-s.turn }()
+	case <-ctx.Done():
+		return remote.Ended(ctx, "wait for the lock", "")
+	}
 	if err := s.begin(); err != nil {
 		return err
 	}
@@ -321,7 +357,7 @@ func (s *Store) locked(ctx context.Context, change func() error) error {
 		return err
 	}
 	defer f.Close()
-	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) {
 		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
 			break
@@ -331,7 +367,7 @@ func (s *Store) locked(ctx context.Context, change func() error) error {
 		}
 		select { // a lock of another host has no event to wait for
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return remote.Ended(ctx, "wait for the lock", "")
 		case <-time.After(pause):
 		}
 	}
@@ -355,6 +391,9 @@ func (s *Store) SetRef(ctx context.Context, name string, desc ocispec.Descriptor
 		if now.Desc.Digest != expect {
 			return remote.Moved(name, now.Desc.Digest, expect)
 		}
+		if _, err := s.Stat(ctx, desc.Digest); err != nil {
+			return err // nothing points at what is not there
+		}
 		text, err := json.Marshal(desc)
 		if err != nil {
 			return err
@@ -365,7 +404,7 @@ func (s *Store) SetRef(ctx context.Context, name string, desc ocispec.Descriptor
 		if err := syncDir(filepath.Join(s.dir, "refs")); err != nil {
 			return err
 		}
-		return s.writeIndex()
+		return s.writeIndex(name, &desc)
 	})
 	return s.fail(op, name, err)
 }
@@ -393,65 +432,119 @@ func (s *Store) DeleteRef(ctx context.Context, name string, expect digest.Digest
 		if err := syncDir(filepath.Join(s.dir, "refs")); err != nil {
 			return err
 		}
-		return s.writeIndex()
+		return s.writeIndex(name, nil)
 	})
 	return s.fail(op, name, err)
 }
 
-// writeIndex is for other OCI tools, which know no refs directory.
-func (s *Store) writeIndex() error {
-	refs, err := s.Refs(context.Background(), "")
+// writeIndex is for other OCI tools, which know no refs directory. It changes
+// one name in what is there, so that a thousandth name costs one file's reading;
+// if names are missing or too many, as after a crash, all are read again.
+func (s *Store) writeIndex(changed string, to *ocispec.Descriptor) error {
+	path := filepath.Join(s.dir, ocispec.ImageIndexFile)
+	entries, err := os.ReadDir(filepath.Join(s.dir, "refs"))
 	if err != nil {
 		return err
+	}
+	had := map[string]ocispec.Descriptor{}
+	var old ocispec.Index
+	if text, err := os.ReadFile(path); err == nil && json.Unmarshal(text, &old) == nil {
+		for _, d := range old.Manifests {
+			had[d.Annotations[ocispec.AnnotationRefName]] = d
+		}
+	}
+	if to != nil {
+		had[changed] = *to
 	}
 	ix := ocispec.Index{Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{}}
-	for _, r := range refs {
-		d := r.Desc
-		d.Annotations = map[string]string{ocispec.AnnotationRefName: r.Name}
+	for _, e := range entries {
+		name := e.Name()
+		if remote.CheckName(name) != nil {
+			continue
+		}
+		d, ok := had[name]
+		if !ok {
+			r, err := s.readRef(name)
+			if err != nil {
+				continue // one that cannot be read must not hold up the others
+			}
+			d = r.Desc
+		}
+		d.Annotations = map[string]string{ocispec.AnnotationRefName: name}
 		ix.Manifests = append(ix.Manifests, d)
 	}
-	text, err := json.MarshalIndent(ix, "", "  ")
+	text, err := json.Marshal(ix)
 	if err != nil {
 		return err
 	}
-	return renameio.WriteFile(filepath.Join(s.dir, ocispec.ImageIndexFile), text, 0o644)
+	return renameio.WriteFile(path, text, 0o644)
 }
 
-// Lease is of remote.Collector.
-func (s *Store) Lease(context.Context) (func(context.Context) error, error) {
-	const op = "announce upload"
+// Mark is of remote.Marks.
+func (s *Store) Mark(ctx context.Context, name string) error {
+	const op = "announce"
+	if err := remote.Ended(ctx, op, name); err != nil {
+		return err
+	}
 	if err := s.begin(); err != nil {
-		return nil, s.fail(op, "", err)
+		return s.fail(op, "", err)
 	}
-	path := filepath.Join(s.dir, "leases", s.id())
-	if err := renameio.WriteFile(path, nil, 0o644); err != nil {
-		return nil, s.fail(op, "", err)
+	path := filepath.Join(s.dir, "leases", name)
+	text, err := json.Marshal(map[string]time.Time{"time": s.now().UTC()})
+	if err != nil {
+		return err
 	}
-	if err := syncDir(filepath.Dir(path)); err != nil {
-		return nil, s.fail(op, "", err)
+	if err := renameio.WriteFile(path, text, 0o644); err != nil {
+		return s.fail(op, "", err)
 	}
-	return func(context.Context) error {
-		err := os.Remove(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			err = nil
-		}
-		return s.fail("end upload", "", err)
-	}, nil
+	return s.fail(op, "", syncDir(filepath.Dir(path)))
 }
 
-// Leases is of remote.Collector.
-func (s *Store) Leases(context.Context) ([]time.Time, error) {
+// Unmark is of remote.Marks.
+func (s *Store) Unmark(ctx context.Context, name string) error {
+	const op = "withdraw"
+	if err := remote.Ended(ctx, op, name); err != nil {
+		return err
+	}
+	err := os.Remove(filepath.Join(s.dir, "leases", name))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return s.fail(op, "", err)
+}
+
+// Marks is of remote.Marks.
+func (s *Store) Marks(ctx context.Context) ([]remote.Mark, error) {
+	const op = "list uploads"
+	if err := remote.Ended(ctx, op, ""); err != nil {
+		return nil, err
+	}
 	entries, err := os.ReadDir(filepath.Join(s.dir, "leases"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, s.fail("list uploads", "", err)
+		return nil, s.fail(op, "", err)
 	}
-	var out []time.Time
+	var out []remote.Mark
 	for _, e := range entries {
-		if st, err := e.Info(); err == nil {
-			out = append(out, st.ModTime())
+		if st, err := e.Info(); err == nil && !strings.HasPrefix(e.Name(), ".") {
+			out = append(out, remote.Mark{Name: e.Name(), Time: st.ModTime()})
 		}
 	}
 	return out, nil
+}
+
+// Lease is of remote.Collector.
+func (s *Store) Lease(ctx context.Context) (func(context.Context) error, error) {
+	return remote.TakeLease(ctx, s, s.id(), s.now)
+}
+
+// Collect is of remote.Collector.
+func (s *Store) Collect(ctx context.Context) (remote.Collection, error) {
+	return remote.TakeCollect(ctx, s, s.id(), s.now)
+}
+
+// Leases is of remote.Collector.
+func (s *Store) Leases(ctx context.Context) ([]time.Time, error) {
+	return remote.LeaseTimes(ctx, s)
 }
 
 // Blobs is of remote.Collector.
@@ -466,8 +559,8 @@ func (s *Store) Blobs(ctx context.Context, each func(remote.Blob) error) error {
 		return s.fail(op, "", err)
 	}
 	for _, e := range entries {
-		if err := ctx.Err(); err != nil {
-			return context.Cause(ctx)
+		if err := remote.Ended(ctx, op, ""); err != nil {
+			return err
 		}
 		d := digest.NewDigestFromEncoded(digest.SHA256, e.Name())
 		st, err := e.Info()
@@ -476,7 +569,7 @@ func (s *Store) Blobs(ctx context.Context, each func(remote.Blob) error) error {
 		}
 		if d.Validate() != nil {
 			// A file that a crash left half written.
-			if strings.HasPrefix(e.Name(), ".") && s.now().Sub(st.ModTime()) > 24*time.Hour {
+			if strings.HasPrefix(e.Name(), ".") && s.now().Sub(st.ModTime()) > remote.Grace {
 				_ = os.Remove(filepath.Join(dir, e.Name()))
 			}
 			continue
@@ -489,8 +582,8 @@ func (s *Store) Blobs(ctx context.Context, each func(remote.Blob) error) error {
 }
 
 // Delete is of remote.Collector.
-func (s *Store) Delete(_ context.Context, d digest.Digest) error {
-	path, err := s.blob(d)
+func (s *Store) Delete(ctx context.Context, d digest.Digest) error {
+	path, err := s.blob(ctx, d)
 	if err != nil {
 		return err
 	}

@@ -295,6 +295,13 @@ func (m *Member) Close() {
 		m.done.Wait()
 		// etcd waits for clients to go by themselves, which watches never do.
 		m.guard.closeAll()
+		// Nor does it end while it still waits for the other members: its
+		// listeners first wait for it to be ready.
+		select {
+		case <-m.etcd.Server.ReadyNotify():
+		default:
+			m.etcd.Server.HardStop()
+		}
 		m.etcd.Close()
 	})
 }
