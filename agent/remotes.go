@@ -12,7 +12,6 @@ import (
 	"github.com/drover-data/drover/plan"
 	"github.com/drover-data/drover/remote"
 	"github.com/drover-data/drover/repo"
-	"github.com/drover-data/drover/storage"
 	"github.com/drover-data/drover/tree"
 )
 
@@ -46,16 +45,10 @@ func (c commits) Hints(ctx context.Context, base, id string) (*tree.Hints, error
 	if err != nil {
 		return nil, err
 	}
-	d, can := storage.As[storage.Differ](to.Backend)
-	if !can || from.Pool != to.Pool {
+	if from.Pool != to.Pool {
 		return nil, nil
 	}
-	h := tree.NewHints()
-	err = d.Changes(ctx, c.volume, base, id, h.Add)
-	if api.Is(err, api.Unsupported) {
-		return nil, nil // everything is compared then
-	}
-	return h, err
+	return tree.HintsOf(ctx, to.Backend, c.volume, base, id)
 }
 
 // remoteOf finds a remote by its name; "" is origin, or the only one.
