@@ -152,7 +152,7 @@ func rootOf(t testing.TB, newestFirst ...[]byte) layer.Content {
 }
 
 // differs is how often a property test has met what.
-type differs struct{ told, unsure, hinted int }
+type differs struct{ told, unsure int }
 
 // diffCase makes a history of random changes and demands that every pair of its
 // snapshots is told apart exactly.
