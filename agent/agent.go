@@ -200,6 +200,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return a.watchEngine(ctx) })
 	group.Go(func() error { return a.watchPools(ctx) })
 	group.Go(func() error { a.sweepNowAndThen(ctx); return nil })
+	group.Go(func() error { a.followSchedules(ctx); return nil })
 	return group.Wait()
 }
 

@@ -15,6 +15,7 @@ import (
 type Agent interface {
 	History
 	Remotes
+	Schedules
 	NewVolume(ctx context.Context, c api.CreateVolume) (api.Volume, error)
 	StartMove(ctx context.Context, volume string, r api.StartMove, by string) (api.MovePlan, error)
 	Move(id string) (api.MoveProgress, error)

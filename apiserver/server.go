@@ -65,6 +65,7 @@ func New(cfg Config) *Server {
 	s.volumeRoutes()
 	s.historyRoutes()
 	s.remoteRoutes()
+	s.scheduleRoutes()
 	s.nodeRoutes()
 	s.peerRoutes()
 	s.recoverRoutes()
