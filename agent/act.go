@@ -13,8 +13,10 @@ import (
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/container"
+	"github.com/drover-data/drover/ledger"
 	"github.com/drover-data/drover/peer"
 	"github.com/drover-data/drover/plan"
+	"github.com/drover-data/drover/repo"
 	"github.com/drover-data/drover/storage"
 )
 
@@ -46,12 +48,18 @@ func (h *head) act(ctx context.Context, o plan.Observed, action plan.Action) err
 		return h.took(h.a.deps.Ledger.BeginPurge(ctx, h.key.volume))
 	case plan.PurgeVolume:
 		return h.purge(ctx, o, a.Epoch)
+	case plan.SetAside:
+		return h.setAside(ctx, a)
 	case plan.StartUsers:
 		return h.startUsers(ctx)
 	case plan.RestartUsers:
 		return h.mover.restart(ctx)
 	case plan.Unfence:
 		return h.mover.unfence(ctx, o)
+	case plan.CloseForWork, plan.StopForWork, plan.KeepUncommitted, plan.ReleaseForWork, plan.ResetHead, plan.SwitchBranch, plan.EndWork:
+		return h.actWork(ctx, o, action)
+	case plan.ForgetDropped:
+		return h.took(h.a.deps.Ledger.Change(ctx, h.key.volume, ledger.Change{ForgetDropped: true}))
 	}
 	return h.mover.act(ctx, o, action)
 }
@@ -72,12 +80,50 @@ func (h *head) makeHead(ctx context.Context, v api.Volume, a plan.MakeHead) erro
 	if err != nil {
 		return err
 	}
-	note, err := h.makeNote(v, a.Epoch, "")
+	reflog, err := h.inherited(ctx, b, v, a)
+	if err != nil {
+		return err
+	}
+	note, err := h.makeNote(v, a.Epoch, "", reflog)
 	if err != nil {
 		return err
 	}
 	_, err = b.CreateHead(ctx, storage.HeadSpec{Key: h.storageKey(), Size: a.Size, From: a.Seed, FromVolume: a.Of, Note: note})
 	return err
+}
+
+// inherited is the reflog of a head that is to be made: of the head before it
+// on this node, or what came with the snapshot that it begins as.
+func (h *head) inherited(ctx context.Context, b storage.Backend, v api.Volume, a plan.MakeHead) ([]byte, error) {
+	saved, found, err := get[savedLog](h.a.index, bucketRefLog, h.id())
+	if err != nil {
+		return nil, err
+	}
+	rec := v.Heads[h.key.branch]
+	renamed := saved.Epoch == 0 && rec.Tip != nil && rec.Tip.Op == repo.OpRename
+	packed := saved.Log
+	if !found || (saved.Epoch != a.Epoch && !renamed) {
+		packed = nil
+		if a.Seed != "" && a.Of == "" {
+			list, err := b.Snapshots(ctx, h.key.volume)
+			if err != nil {
+				return nil, err
+			}
+			for _, s := range list {
+				if s.ID == a.Seed {
+					packed = repo.ReadNote(s.Note).RefLog
+				}
+			}
+		}
+	}
+	log, err := repo.UnpackRefLog(packed)
+	if err != nil {
+		h.a.deps.Log.Error("cannot read a reflog", "volume", v.Name, "branch", h.key.branch, "error", err)
+	}
+	if log, err = h.follow(ctx, log, rec); err != nil {
+		return nil, err
+	}
+	return repo.PackRefLog(log)
 }
 
 func (h *head) reportReady(ctx context.Context, v api.Volume, epoch uint64) error {
@@ -98,7 +144,23 @@ func (h *head) keepNote(ctx context.Context, pool string, v api.Volume, epoch ui
 	if err != nil {
 		return err
 	}
-	note, err := h.makeNote(v, epoch, released)
+	hd, err := b.Head(ctx, h.storageKey())
+	if err != nil {
+		return err
+	}
+	reflog := readNote(hd.Note).RefLog
+	if rec := v.Heads[h.key.branch]; rec.Node == h.a.cfg.Node && rec.Epoch == epoch {
+		log, known, err := h.reflog(ctx)
+		if err != nil {
+			return err
+		}
+		if known {
+			if reflog, err = repo.PackRefLog(log); err != nil {
+				return err
+			}
+		}
+	}
+	note, err := h.makeNote(v, epoch, released, reflog)
 	if err != nil {
 		return err
 	}
@@ -152,6 +214,22 @@ func (h *head) dropHead(ctx context.Context, a plan.DropHead) error {
 	return h.mover.forget()
 }
 
+// setAside makes the snapshot that keeps a copy which lost.
+func (h *head) setAside(ctx context.Context, a plan.SetAside) error {
+	b, err := h.a.backend(a.Pool)
+	if err != nil {
+		return err
+	}
+	h.mounting.Lock()
+	defer h.mounting.Unlock()
+	if err := h.unmount(ctx, b); err != nil {
+		return err
+	}
+	defer h.a.kickAll()
+	_, err = b.Snapshot(ctx, h.storageKey(), a.Snapshot, nil)
+	return err
+}
+
 // dropSnapshot removes a snapshot, or what had begun to arrive of one.
 func (h *head) dropSnapshot(ctx context.Context, pool string, b storage.Backend, id string) error {
 	arriving, err := h.a.index.arriving(h.id())
@@ -164,8 +242,12 @@ func (h *head) dropSnapshot(ctx context.Context, pool string, b storage.Backend,
 			return err
 		}
 	}
-	if err := b.DestroySnapshot(ctx, h.key.volume, id); err != nil || !mine {
+	if err := b.DestroySnapshot(ctx, h.key.volume, id); err != nil {
 		return err
+	}
+	h.a.notes.forget(h.key.volume, id)
+	if !mine {
+		return nil
 	}
 	return remove(h.a.index, bucketArriving, h.id()+"/"+id)
 }

@@ -7,7 +7,9 @@ package agent
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -38,6 +40,7 @@ type Ledger interface {
 	Delete(ctx context.Context, id, by string) (api.Volume, error)
 	BeginPurge(ctx context.Context, id string) (api.Volume, error)
 	Forget(ctx context.Context, id, branch, node string, epoch uint64) error
+	Change(ctx context.Context, id string, c ledger.Change) (api.Volume, error)
 }
 
 // Users finds who uses a head: processes with an open file or a mount of it.
@@ -58,7 +61,9 @@ type User struct {
 type Config struct {
 	Node    string
 	Cluster string // id
-	DataDir string
+	// Incarnation of the cluster that this node has seen; 0: there is only one.
+	Incarnation uint64
+	DataDir     string
 	// VolatileDir is emptied by a reboot: mount references are kept there.
 	VolatileDir string
 	// MountWait is how long Docker's Mount waits for a head that is moving here.
@@ -77,11 +82,15 @@ type Deps struct {
 	Engine   container.Engine
 	Users    Users
 	Portable transfer.Portable
+	Remotes  Remotes
 	// Mounted says whether something is mounted at a path; nil asks the kernel.
 	Mounted func(path string) (bool, error)
 	// Open opens the backend of a pool, making what it lies on when make is
 	// set and it is not there. It has been recovered when it is returned.
-	Open   func(ctx context.Context, p api.AddPool, make bool) (storage.Backend, error)
+	Open func(ctx context.Context, p api.AddPool, make bool) (storage.Backend, error)
+	// Report tells a control node what this node's pools hold, after the
+	// cluster came back from a backup.
+	Report func(ctx context.Context, r ledger.Report) error
 	Events *events.Log
 	Log    *slog.Logger
 	Now    func() time.Time
@@ -104,8 +113,14 @@ type Agent struct {
 	names map[string]string // guarded by mu; volume names of the whole cluster -> id, as last fetched
 	fetch time.Time         // guarded by mu; when names was fetched
 	// copying are the volumes that just begin as copies.
-	copying map[string]bool // guarded by mu; by id
+	copying map[string]bool     // guarded by mu; by id
+	holds   map[string]*hold    // guarded by mu; for commits of several volumes, by token
+	stray   map[string][]string // guarded by mu; branches of which the pools held a head at the start, by volume
+	notes   notes
+	jobs    jobs
+	cloning map[string]bool // guarded by mu; ids of volumes that arrive from a remote and have no record yet
 	fresh   bool            // guarded by mu; the records were read from the store since the start
+	onHold  string          // guarded by mu; why nothing new may be mounted or removed; "": it may
 	moves   moves
 	// PoolsChanged is sent to when what Pools says has changed much.
 	PoolsChanged chan struct{}
@@ -148,7 +163,11 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 	a := &Agent{
 		cfg: cfg, deps: deps, index: ix, refs: rf,
 		PoolsChanged: make(chan struct{}, 1),
-		pools:        map[string]*pool{}, heads: map[headKey]*head{}, left: map[headKey]*head{}, copying: map[string]bool{}, names: map[string]string{},
+		pools:        map[string]*pool{}, heads: map[headKey]*head{}, left: map[headKey]*head{}, copying: map[string]bool{}, cloning: map[string]bool{}, holds: map[string]*hold{}, names: map[string]string{},
+	}
+	if err := a.holdIfBehind(); err != nil {
+		ix.close()
+		return nil, err
 	}
 	a.Target = &transfer.Target{Pool: a.backend, Permit: a.permit, Portable: deps.Portable, Watch: a.arrived}
 	return a, nil
@@ -157,15 +176,27 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 // Run works until ctx ends. What is mounted stays mounted.
 func (a *Agent) Run(ctx context.Context) error {
 	defer a.index.close()
+	defer a.closePools()
 	group, ctx := errgroup.WithContext(ctx)
 	a.group, a.ctx = group, ctx
 	if err := a.openPools(ctx); err != nil {
 		return err
 	}
+	if err := a.findStrays(ctx); err != nil {
+		return err
+	}
 	if err := a.load(); err != nil {
 		return err
 	}
-	group.Go(func() error { return a.follow(ctx) })
+	if err := a.releaseHeld(); err != nil {
+		return err
+	}
+	group.Go(func() error {
+		if err := a.comeBack(ctx); err != nil {
+			return err
+		}
+		return a.follow(ctx)
+	})
 	group.Go(func() error { return a.watchEngine(ctx) })
 	group.Go(func() error { return a.watchPools(ctx) })
 	group.Go(func() error { a.sweepNowAndThen(ctx); return nil })
@@ -230,7 +261,10 @@ func (a *Agent) follow(ctx context.Context) error {
 
 // take hands a record to its heads.
 func (a *Agent) take(v api.Volume, fresh bool) {
-	if fresh && !a.later(v) {
+	if fresh && a.later(v) {
+		return
+	}
+	if fresh {
 		if err := a.index.putVolume(v); err != nil {
 			a.deps.Log.Error("cannot keep the record of a volume", "volume", v.Name, "error", err)
 		}
@@ -242,7 +276,7 @@ func (a *Agent) take(v api.Volume, fresh bool) {
 		delete(a.names, v.Name)
 	}
 	var mine []*head
-	for branch := range v.Heads {
+	for _, branch := range a.branches(v) {
 		key := headKey{v.ID, branch}
 		h := a.heads[key]
 		if h == nil {
@@ -262,6 +296,31 @@ func (a *Agent) take(v api.Volume, fresh bool) {
 	for _, h := range mine {
 		h.setRecord(v, fresh)
 	}
+}
+
+// branches lists the branches of a volume that this node has to do with, by
+// its record or because a head of one is here that the record does not have.
+// mu is held.
+func (a *Agent) branches(v api.Volume) []string {
+	list := append(slices.Collect(maps.Keys(v.Heads)), a.stray[v.ID]...)
+	delete(a.stray, v.ID)
+	for key := range a.heads {
+		if key.volume == v.ID {
+			list = append(list, key.branch)
+		}
+	}
+	slices.Sort(list)
+	return slices.Compact(list)
+}
+
+// findStrays remembers what heads the pools hold, for those of which no
+// record tells.
+func (a *Agent) findStrays(ctx context.Context) error {
+	found, err := a.strays(ctx)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.stray = found
+	return err
 }
 
 // later reports whether a later record of the volume than v is known.
@@ -306,6 +365,24 @@ func (a *Agent) drop(volume string) {
 			}
 			return nil
 		})
+	}
+}
+
+// forgetHead lets go of a head that neither the record nor a pool has.
+func (a *Agent) forgetHead(h *head) {
+	for _, bucket := range [][]byte{bucketPrepared, bucketWaiting, bucketJournal, bucketWork} {
+		if err := remove(a.index, bucket, h.id()); err != nil {
+			return // the next look tries again
+		}
+	}
+	if err := a.refs.forget(h.key); err != nil {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.heads[h.key] == h {
+		delete(a.heads, h.key)
+		h.end()
 	}
 }
 

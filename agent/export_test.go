@@ -18,6 +18,7 @@ func (a *Agent) Crash() {
 // Leftovers is what the agent's durable memory holds of heads.
 type Leftovers struct {
 	Journals, Prepared, Waiting []string
+	Works, Held                 []string
 	Bases                       map[string][]string // volume@branch -> ids
 	Refs                        map[string][]string // volume@branch -> mount ids
 }
@@ -32,6 +33,12 @@ func (a *Agent) Leftovers() (Leftovers, error) {
 		return l, err
 	}
 	if err := each(a.index, bucketWaiting, func(k string, _ time.Time) { l.Waiting = append(l.Waiting, k) }); err != nil {
+		return l, err
+	}
+	if err := each(a.index, bucketWork, func(k string, _ workJournal) { l.Works = append(l.Works, k) }); err != nil {
+		return l, err
+	}
+	if err := each(a.index, bucketHeld, func(k string, _ heldBack) { l.Held = append(l.Held, k) }); err != nil {
 		return l, err
 	}
 	err := each(a.index, bucketBases, func(k string, id string) {

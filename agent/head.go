@@ -27,11 +27,16 @@ type head struct {
 	after, done chan struct{}
 	mover       mover // used by the head's goroutine only, except where it says otherwise
 
+	expired    time.Time       // of the head's goroutine: when deleting the branch was last tried
 	complained map[string]bool // of the head's goroutine: what events said about containers
 
 	// mounting is held while a mount or a reference is added, and while the
 	// head is closed to them, so that no user slips in unseen.
 	mounting gate
+
+	// acting is held while the head's goroutine looks and acts, and by who must
+	// not be disturbed by it.
+	acting gate
 
 	mu      sync.Mutex
 	record  api.Volume         // guarded by mu
@@ -41,6 +46,12 @@ type head struct {
 	waiting string             // guarded by mu; what is waited for
 	busy    context.CancelFunc // guarded by mu; ends what is done for the wish busyMove
 	wish    string             // guarded by mu; id of the move that busy works for
+
+	log        []api.RefLogEntry  // guarded by mu; the reflog of logEpoch
+	logEpoch   uint64             // guarded by mu
+	outcomes   map[string]outcome // guarded by mu; of works that are through, until they are asked for
+	workFailed string             // guarded by mu; why the work in progress cannot go on
+	workErr    error              // guarded by mu; the same as an error
 }
 
 // gate is a mutex that may be held across slow calls: a simulated clock goes
@@ -52,7 +63,7 @@ func (g gate) Unlock() { <-g }
 
 func newHead(a *Agent, key headKey) *head {
 	h := &head{
-		a: a, key: key, mounting: make(gate, 1), wake: make(chan struct{}, 1), gone: make(chan struct{}),
+		a: a, key: key, mounting: make(gate, 1), acting: make(gate, 1), outcomes: map[string]outcome{}, wake: make(chan struct{}, 1), gone: make(chan struct{}),
 		done: make(chan struct{}), changed: make(chan struct{}),
 	}
 	h.mover.h = h
@@ -154,7 +165,9 @@ func (h *head) run(ctx context.Context, done chan struct{}) {
 	h.kick()
 	for {
 		var again <-chan time.Time
+		h.acting.Lock()
 		retry, err := h.look(ctx)
+		h.acting.Unlock()
 		switch {
 		case err != nil:
 			if ctx.Err() == nil {
@@ -198,12 +211,20 @@ func (h *head) look(ctx context.Context) (time.Duration, error) {
 		}
 		actions := plan.Next(o)
 		progressed := false
+		later := time.Duration(0)
 		for _, action := range actions {
 			switch a := action.(type) {
 			case plan.Wait:
 				h.setWaiting(a.For)
 				h.setAlarm("")
 				return a.Retry, nil
+			case plan.Later:
+				later = a.After
+				continue
+			case plan.ExpireBranch:
+				h.expire(o.Volume)
+				later = expireAgain
+				continue
 			case plan.Alarm:
 				h.setWaiting("")
 				h.setAlarm(a.Reason)
@@ -224,7 +245,15 @@ func (h *head) look(ctx context.Context) (time.Duration, error) {
 		if !progressed {
 			h.setWaiting("")
 			h.setAlarm("")
-			return h.stillWaiting(o.Volume.Heads[h.key.branch], o.Fresh)
+			if _, there := o.Volume.Heads[h.key.branch]; !there && o.Fresh && len(o.Copies) == 0 {
+				h.a.forgetHead(h)
+				return 0, nil
+			}
+			again, err := h.stillWaiting(o.Volume.Heads[h.key.branch], o.Fresh)
+			if later > 0 && (again == 0 || later < again) {
+				again = later
+			}
+			return again, err
 		}
 	}
 	return time.Second, nil
@@ -260,12 +289,32 @@ type note struct {
 	Epoch    uint64     `json:"epoch"`
 	Released string     `json:"released,omitempty"` // id of the move for which this owner let go
 	Volume   api.Volume `json:"volume"`             // the record when the note was written
+	RefLog   []byte     `json:"reflog,omitempty"`   // moves of the branch's tip; see repo.PackRefLog
 }
 
 const noteFormat = 1
 
-func (h *head) makeNote(v api.Volume, epoch uint64, released string) ([]byte, error) {
-	return json.Marshal(note{Format: noteFormat, Cluster: h.a.cfg.Cluster, Branch: h.key.branch, Epoch: epoch, Released: released, Volume: v})
+// maxNote is below what backends take.
+const maxNote = 60 << 10
+
+// makeNote makes a note that fits: where a record is large, what the pools of
+// other heads remember, and what is known of remotes, is left out first.
+func (h *head) makeNote(v api.Volume, epoch uint64, released string, reflog []byte) ([]byte, error) {
+	n := note{Format: noteFormat, Cluster: h.a.cfg.Cluster, Branch: h.key.branch, Epoch: epoch, Released: released, Volume: v, RefLog: reflog}
+	for _, less := range []func(){
+		func() { n.Volume.Heads = map[string]api.Head{h.key.branch: v.Heads[h.key.branch]} },
+		func() { n.Volume.Tracking, n.Volume.Dropped = nil, nil },
+		func() { n.Volume.Schedules, n.Volume.Remotes = nil, nil },
+		func() { n.Volume.Tags = nil },
+		func() { n.RefLog = nil },
+	} {
+		text, err := json.Marshal(n)
+		if err != nil || len(text) <= maxNote {
+			return text, err
+		}
+		less()
+	}
+	return json.Marshal(n)
 }
 
 // readNote reads a note; a head without one that can be read is of epoch 0.

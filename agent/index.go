@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -12,6 +11,7 @@ import (
 	bolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/internal/durable"
 )
 
 // index is what the agent must know after a restart and without the store.
@@ -26,11 +26,15 @@ var (
 	bucketArriving = []byte("arriving") // volume@branch/snapshot -> pool: it began to arrive there and is not complete
 	bucketCopies   = []byte("copies")   // volume@branch/volume that begins as a copy -> id of the snapshot
 	bucketPools    = []byte("pools")    // pool name -> api.AddPool
+	bucketHeld     = []byte("held")     // "pause" or "hook", container id -> heldBack: it was held for a commit
+	bucketWork     = []byte("work")     // volume@branch -> workJournal
+	bucketRefLog   = []byte("reflog")   // volume@branch -> savedLog, between a head and the one that follows it
+	bucketMeta     = []byte("meta")     // "incarnation" -> of the cluster, to which the pools were last reported
 	bucketWaiting  = []byte("waiting")  // volume@branch -> since when a container waits for the head
 )
 
 func openIndex(path string) (*index, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	if err := durable.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, err
 	}
 	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: 2 * time.Second})
@@ -41,8 +45,12 @@ func openIndex(path string) (*index, error) {
 		}
 		return nil, &api.Error{Kind: api.Unavailable, Op: "open the agent's index", Object: path, Err: err, Next: next}
 	}
+	// The library flushes the file and not its name.
+	if err := durable.SyncDir(filepath.Dir(path)); err != nil {
+		return nil, errors.Join(err, db.Close())
+	}
 	err = db.Update(func(tx *bbolt.Tx) error {
-		for _, name := range [][]byte{bucketVolumes, bucketNames, bucketJournal, bucketPrepared, bucketBases, bucketWaiting, bucketPools, bucketArriving, bucketCopies} {
+		for _, name := range [][]byte{bucketVolumes, bucketNames, bucketJournal, bucketPrepared, bucketBases, bucketWaiting, bucketPools, bucketArriving, bucketCopies, bucketHeld, bucketWork, bucketRefLog, bucketMeta} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}

@@ -31,7 +31,7 @@ func (h *head) leave(ctx context.Context) {
 }
 
 func (h *head) clear(ctx context.Context) error {
-	for _, bucket := range [][]byte{bucketPrepared, bucketWaiting, bucketJournal} {
+	for _, bucket := range [][]byte{bucketPrepared, bucketWaiting, bucketJournal, bucketWork, bucketRefLog} {
 		if err := remove(h.a.index, bucket, h.id()); err != nil {
 			return err
 		}
@@ -49,6 +49,7 @@ func (h *head) clear(ctx context.Context) error {
 			return nil
 		}
 	}
+	h.a.notes.forget(h.key.volume, "")
 	return h.a.index.dropVolume(h.key.volume)
 }
 

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -14,6 +15,7 @@ import (
 	"github.com/drover-data/drover/container"
 	"github.com/drover-data/drover/peer"
 	"github.com/drover-data/drover/plan"
+	"github.com/drover-data/drover/repo"
 	"github.com/drover-data/drover/storage"
 	"github.com/drover-data/drover/transfer"
 )
@@ -36,6 +38,8 @@ func (m *mover) act(ctx context.Context, o plan.Observed, action plan.Action) er
 		err = m.seal(ctx, rec, j)
 	case plan.SendSnapshot:
 		err = m.send(ctx, v, rec, a, j)
+	case plan.SendCommit:
+		err = m.sendCommit(ctx, v, rec, a)
 	case plan.RunHook:
 		err = m.hook(ctx, rec, j)
 	case plan.CloseHead:
@@ -183,7 +187,13 @@ func (m *mover) snapshot(ctx context.Context, rec api.Head, a plan.TakeSnapshot,
 		defer release()
 	}
 	id := m.h.a.deps.NewID()
-	if _, err := b.Snapshot(ctx, m.h.storageKey(), id, nil); err != nil {
+	var note []byte
+	if a.Final {
+		if note, err = m.h.farewell(ctx); err != nil {
+			return err
+		}
+	}
+	if _, err := b.Snapshot(ctx, m.h.storageKey(), id, note); err != nil {
 		return err
 	}
 	if !a.Final {
@@ -201,11 +211,11 @@ func (m *mover) pause(ctx context.Context) (release func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	var held []string
+	var held []func(context.Context) error
 	release = func() {
-		for _, id := range held {
-			if err := m.h.a.deps.Engine.Unpause(context.WithoutCancel(ctx), id); err != nil {
-				m.h.a.deps.Log.Error("cannot let a container go on", "container", id, "error", err)
+		for _, letGo := range held {
+			if err := letGo(context.WithoutCancel(ctx)); err != nil {
+				m.h.a.deps.Log.Error("cannot let a container go on", "error", err)
 			}
 		}
 	}
@@ -213,11 +223,12 @@ func (m *mover) pause(ctx context.Context) (release func(), err error) {
 		if c.State != container.Running {
 			continue
 		}
-		if err := m.h.a.deps.Engine.Pause(ctx, c.ID); err != nil {
+		letGo, err := m.h.a.pause(ctx, c)
+		if err != nil {
 			release()
 			return nil, err
 		}
-		held = append(held, c.ID)
+		held = append(held, letGo)
 	}
 	return release, nil
 }
@@ -238,7 +249,11 @@ func (m *mover) seal(ctx context.Context, rec api.Head, j journal) error {
 		}
 	}
 	m.stoppedNow()
-	if _, err := sealer.Seal(ctx, m.h.storageKey(), j.Sealed, nil); err != nil {
+	note, err := m.h.farewell(ctx)
+	if err != nil {
+		return err
+	}
+	if _, err := sealer.Seal(ctx, m.h.storageKey(), j.Sealed, note); err != nil {
 		return err
 	}
 	j.Final = j.Sealed
@@ -256,21 +271,16 @@ func (m *mover) send(ctx context.Context, v api.Volume, rec api.Head, a plan.Sen
 	} else {
 		m.nextRound(j)
 	}
-	job := transfer.Job{Offer: transfer.Offer{
-		Volume: v.ID, Branch: m.h.key.branch, Move: rec.Move.ID, Pool: rec.Move.Pool, Snapshot: a.ID,
-		Fidelity: p.seen().Fidelity, AllowLoss: rec.Move.Options.AllowLoss, Stream: m.h.a.streamID(),
-	}}
-	if a.Limited && rec.Move.Options.Bandwidth > 0 {
-		const burst = 256 << 10
-		job.Limit = rate.NewLimiter(rate.Limit(rec.Move.Options.Bandwidth), burst)
+	var note []byte
+	if final {
+		if note, err = m.noteOf(ctx, p, a.ID); err != nil {
+			return err
+		}
 	}
-	source := transfer.Source{
-		Backend: p.backend, Portable: m.h.a.deps.Portable, Watch: m.watch,
-		Dial: func(ctx context.Context) (net.Conn, error) { return m.h.a.deps.Peers.Dial(ctx, rec.Move.To) },
-	}
+	job := m.job(v, rec, p, a.ID, note, a.Limited)
 	ctx, done := m.h.working(ctx, rec.Move.ID)
 	defer done()
-	result, err := source.Send(ctx, job)
+	result, err := m.source(p, rec).Send(ctx, job)
 	m.counted(result, final)
 	if err != nil {
 		if api.Is(err, api.Canceled) {
@@ -288,6 +298,84 @@ func (m *mover) send(ctx context.Context, v api.Volume, rec api.Head, a plan.Sen
 	m.rounds = append(m.rounds, plan.Round{ID: a.ID, Sent: result.Sent})
 	m.unsent = ""
 	return nil
+}
+
+// noteOf is the note of a snapshot that is here.
+func (m *mover) noteOf(ctx context.Context, p *pool, id string) ([]byte, error) {
+	list, err := p.backend.Snapshots(ctx, m.h.key.volume)
+	for _, s := range list {
+		if s.ID == id {
+			return s.Note, err
+		}
+	}
+	return nil, err
+}
+
+func (m *mover) job(v api.Volume, rec api.Head, p *pool, id string, note []byte, limited bool) transfer.Job {
+	job := transfer.Job{Offer: transfer.Offer{
+		Volume: v.ID, Branch: m.h.key.branch, Move: rec.Move.ID, Pool: rec.Move.Pool, Snapshot: id, Note: note,
+		Fidelity: p.seen().Fidelity, AllowLoss: rec.Move.Options.AllowLoss, Stream: m.h.a.streamID(),
+	}}
+	if limited && rec.Move.Options.Bandwidth > 0 {
+		const burst = 256 << 10
+		job.Limit = rate.NewLimiter(rate.Limit(rec.Move.Options.Bandwidth), burst)
+	}
+	return job
+}
+
+func (m *mover) source(p *pool, rec api.Head) *transfer.Source {
+	return &transfer.Source{
+		Backend: p.backend, Portable: m.h.a.deps.Portable, Watch: m.watch,
+		Dial: func(ctx context.Context) (net.Conn, error) { return m.h.a.deps.Peers.Dial(ctx, rec.Move.To) },
+	}
+}
+
+// sendCommit brings a commit of the history to the target.
+func (m *mover) sendCommit(ctx context.Context, v api.Volume, rec api.Head, a plan.SendCommit) error {
+	p, err := m.h.a.pool(rec.Pool)
+	if err != nil {
+		return err
+	}
+	found, err := m.h.a.Find(ctx, v.ID, a.ID, rec.Pool)
+	if err != nil {
+		return err
+	}
+	if !a.Limited {
+		m.phase(api.MoveFinal)
+	} else {
+		m.phase(api.MoveCopying)
+	}
+	job := m.job(v, rec, p, a.ID, found.Snapshot.Note, a.Limited)
+	ctx, done := m.h.working(ctx, rec.Move.ID)
+	defer done()
+	result, err := m.source(p, rec).Send(ctx, job)
+	m.counted(result, false)
+	if err != nil {
+		if api.Is(err, api.Canceled) {
+			return nil
+		}
+		return err
+	}
+	if err := put(m.h.a.index, bucketBases, m.h.id()+"/"+rec.Move.To, a.ID); err != nil {
+		return err
+	}
+	if m.heldFor == rec.Move.ID {
+		m.held[a.ID] = true
+	}
+	return nil
+}
+
+// farewell is the note of a head's last snapshot: it takes the reflog along.
+func (h *head) farewell(ctx context.Context) ([]byte, error) {
+	log, _, err := h.reflog(ctx)
+	if err != nil || len(log) == 0 {
+		return nil, err
+	}
+	packed, err := repo.PackRefLog(log)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(repo.Note{RefLog: packed})
 }
 
 // working gives a context that ends when the wish is withdrawn.

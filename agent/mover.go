@@ -62,7 +62,11 @@ type mover struct {
 	rounds []plan.Round
 	unsent string
 	failed string
-	stuck  time.Time // since when somebody uses the head who cannot be stopped
+	// held are the snapshots that the target has of the volume, once it was
+	// asked about them for the wish heldFor.
+	held    map[string]bool
+	heldFor string
+	stuck   time.Time // since when somebody uses the head who cannot be stopped
 	// resumed: the move began before this process did. Containers that the
 	// target was told of and that do not run may be so because the host was
 	// restarted; they move as if they ran.
@@ -169,6 +173,11 @@ func (m *mover) observe(ctx context.Context, v api.Volume, rec api.Head, j journ
 	} else if j.Sealed != "" {
 		s.Released = j.Sent // the sealed head has no note of its own; the journal says it
 	}
+	if s.Checked {
+		if s.History, err = m.h.luggage(ctx, v, rec, func() (map[string]bool, error) { return m.heldThere(ctx, rec) }); err != nil {
+			return s, err
+		}
+	}
 	if s.FinalSent || s.Final != "" {
 		return s, nil // nobody has used the head since it was closed and proven unused
 	}
@@ -182,6 +191,31 @@ func (m *mover) observe(ctx context.Context, v api.Volume, rec api.Head, j journ
 	}
 	m.observeUsers(&s, j, rec, holders, down)
 	return s, nil
+}
+
+// heldThere asks the target once which snapshots it has in the pool that the
+// head moves to.
+func (m *mover) heldThere(ctx context.Context, rec api.Head) (map[string]bool, error) {
+	if m.heldFor == rec.Move.ID {
+		return m.held, nil
+	}
+	var list []api.HeldSnapshot
+	var err error
+	if rec.Move.To == m.h.a.cfg.Node {
+		list, err = m.h.a.Held(ctx, m.h.key.volume)
+	} else {
+		list, err = m.h.a.deps.Peers.Held(ctx, rec.Move.To, m.h.key.volume)
+	}
+	if err != nil {
+		return nil, err
+	}
+	m.held, m.heldFor = map[string]bool{}, rec.Move.ID
+	for _, s := range list {
+		if s.Pool == rec.Move.Pool {
+			m.held[s.ID] = true
+		}
+	}
+	return m.held, nil
 }
 
 // down gives the ids of containers that the move takes along though they do

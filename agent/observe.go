@@ -11,6 +11,7 @@ import (
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/container"
 	"github.com/drover-data/drover/plan"
+	"github.com/drover-data/drover/repo"
 	"github.com/drover-data/drover/storage"
 )
 
@@ -37,6 +38,12 @@ func (h *head) observe(ctx context.Context) (plan.Observed, error) {
 		if err := h.observePool(ctx, p, v, j, &o); err != nil {
 			return o, err
 		}
+	}
+	if err := h.observeHistory(ctx, v, &o); err != nil {
+		return o, err
+	}
+	if err := h.observeWork(ctx, &o, rec); err != nil {
+		return o, err
 	}
 	if o.Base, err = h.a.pinned(h.key.volume); err != nil {
 		return o, err
@@ -94,7 +101,7 @@ func (h *head) observePool(ctx context.Context, p *pool, v api.Volume, j journal
 	}
 	sealed := false
 	for _, s := range snapshots {
-		o.Snapshots = append(o.Snapshots, plan.Snapshot{Pool: p.name, ID: s.ID, Order: s.Order})
+		o.Snapshots = append(o.Snapshots, plan.Snapshot{Pool: p.name, ID: s.ID, Order: s.Order, Commit: h.a.notes.of(s) != nil, Created: s.Created})
 		sealed = sealed || (j.Sealed != "" && s.ID == j.Sealed && p.name == j.Pool)
 	}
 	_, sizes := storage.As[storage.Sizer](p.backend)
@@ -104,7 +111,7 @@ func (h *head) observePool(ctx context.Context, p *pool, v api.Volume, j journal
 		n := readNote(hd.Note)
 		o.Copies = append(o.Copies, plan.Copy{
 			Pool: p.name, Epoch: n.Epoch, Released: n.Released != "", ReleasedFor: n.Released, Size: hd.Size,
-			Sizes: sizes && p.seen().HardSizes, Stale: n.stale(v),
+			Sizes: sizes && p.seen().HardSizes, Stale: n.stale(v) || h.forgetful(n, v, p.name),
 		})
 	case api.Is(err, api.NotFound) && sealed:
 		o.Copies = append(o.Copies, plan.Copy{Pool: p.name, Epoch: j.Epoch, Released: true, ReleasedFor: j.Move, Size: v.Size, Sealed: true})
@@ -114,10 +121,35 @@ func (h *head) observePool(ctx context.Context, p *pool, v api.Volume, j journal
 	return nil
 }
 
+// forgetful reports whether a head's note lacks the last move of its tip.
+func (h *head) forgetful(n note, v api.Volume, pool string) bool {
+	rec := v.Heads[h.key.branch]
+	if rec.Node != h.a.cfg.Node || rec.Pool != pool || rec.Epoch != n.Epoch || rec.Tip == nil {
+		return false
+	}
+	log, err := repo.UnpackRefLog(n.RefLog)
+	return err == nil && behind(log, rec)
+}
+
+// observeHistory sees which commits have to be kept.
+func (h *head) observeHistory(ctx context.Context, v api.Volume, o *plan.Observed) error {
+	if !slices.ContainsFunc(o.Snapshots, func(s plan.Snapshot) bool { return s.Commit }) {
+		return nil
+	}
+	g, err := h.a.Graph(ctx, h.key.volume)
+	if err != nil {
+		return err
+	}
+	keep, sure, err := h.a.reached(ctx, v, g)
+	o.Keep, o.Unsure = keep, !sure
+	return err
+}
+
 // observeUsers looks for users only where the plan would act against them.
 func (h *head) observeUsers(ctx context.Context, rec api.Head, o *plan.Observed) error {
 	mine := rec.Node == h.a.cfg.Node
-	matters := len(o.Copies) > 0 && (!mine || o.Volume.Deleted != nil || !rec.Ready)
+	_, there := o.Volume.Heads[h.key.branch]
+	matters := len(o.Copies) > 0 && (!mine || !there || o.Volume.Deleted != nil || !rec.Ready)
 	if !matters {
 		return nil
 	}

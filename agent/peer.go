@@ -17,6 +17,9 @@ import (
 
 // Pull begins to move a head to the asking node if nobody uses it here.
 func (a *Agent) Pull(ctx context.Context, r peer.Pull) error {
+	if err := a.mayChange("move volume", r.Volume); err != nil {
+		return err
+	}
 	h := a.head(r.Volume, r.Branch)
 	if h == nil {
 		return notHere(a.cfg.Node, r.Volume)
@@ -193,6 +196,9 @@ func (a *Agent) Status(ctx context.Context, volume, branch string) (api.HeadStat
 
 // Delete begins the grace of a volume that this node owns and nobody uses.
 func (a *Agent) Delete(ctx context.Context, volume, by string) error {
+	if err := a.mayChange("delete volume", volume); err != nil {
+		return err
+	}
 	a.mu.Lock()
 	var mine []*head
 	for key, h := range a.heads {

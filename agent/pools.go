@@ -41,7 +41,9 @@ func (a *Agent) AddPool(ctx context.Context, c api.AddPool) (api.Pool, error) {
 		b.Close()
 		return api.Pool{}, err
 	}
-	return a.usePool(ctx, c.Name, b), nil
+	out := a.usePool(ctx, c.Name, b)
+	a.reportPool(ctx, c.Name)
+	return out, nil
 }
 
 func (a *Agent) usePool(ctx context.Context, name string, b storage.Backend) api.Pool {
@@ -93,6 +95,7 @@ func (a *Agent) reopen(ctx context.Context, c api.AddPool) {
 			continue
 		}
 		a.usePool(ctx, c.Name, b)
+		a.reportPool(ctx, c.Name)
 		a.deps.Events.Add(api.Event{Type: "pool.ready", Object: c.Name, Message: "pool " + c.Name + " is there again"})
 		return
 	}
@@ -118,6 +121,15 @@ func (a *Agent) RemovePool(ctx context.Context, name string) error {
 	}
 	a.poolsChanged()
 	return p.backend.Close()
+}
+
+// closePools lets go of the pools at the end; what is mounted stays mounted.
+func (a *Agent) closePools() {
+	for _, p := range a.poolList() {
+		if err := p.backend.Close(); err != nil {
+			a.deps.Log.Warn("cannot close a pool", "pool", p.name, "error", err)
+		}
+	}
 }
 
 // poolsChanged lets the heads look again, and the cluster know.

@@ -103,6 +103,19 @@ func (r *refs) remove(k headKey, ids ...string) (left int, err error) {
 	return left, r.save()
 }
 
+// branchOf is the branch of a volume that a reference is to: what the plain
+// name meant when it was made it may not mean any more.
+func (r *refs) branchOf(volume, id string) (string, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for k, ids := range r.held {
+		if _, there := ids[id]; there && k.volume == volume {
+			return k.branch, true
+		}
+	}
+	return "", false
+}
+
 // of gives the references of a head.
 func (r *refs) of(k headKey) map[string]time.Time {
 	r.mu.Lock()

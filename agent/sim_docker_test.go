@@ -3,6 +3,7 @@ package agent_test
 import (
 	"context"
 	"fmt"
+	"maps"
 	"sync"
 	"time"
 
@@ -176,7 +177,12 @@ func (d *docker) record(c container.Container, b *binding) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	n := w.acked[v.ID]
+	line := b.key.String()
+	if h.Epoch != w.lines[line].epoch || w.lines[line].records == nil {
+		// A new epoch begins as what the history says.
+		w.lines[line] = w.begun(b.key.Branch, v, h)
+	}
+	want := w.lines[line]
 	files, err := d.h.pools[b.pool].Files(b.key)
 	if err != nil {
 		if !api.Is(err, api.Unavailable) {
@@ -184,13 +190,14 @@ func (d *docker) record(c container.Container, b *binding) {
 		}
 		return
 	}
-	if len(files) < n {
-		w.broken = append(w.broken, fmt.Sprintf("%s: container %s sees %d of %d acknowledged records", d.h.name, c.Name, len(files), n))
-		w.acked[v.ID] = len(files)
+	if lost := missingRecords(want.records, files); lost != "" {
+		w.broken = append(w.broken, fmt.Sprintf("%s: container %s does not see record %s of %d acknowledged ones in %s epoch %d", d.h.name, c.Name, lost, len(want.records), line, h.Epoch))
+		w.lines[line] = contentLine{h.Epoch, maps.Clone(files)}
 		return
 	}
-	if d.h.pools[b.pool].Put(b.key, map[string]string{record(n): c.Name}) == nil {
-		w.acked[v.ID] = n + 1
+	w.records++
+	if d.h.pools[b.pool].Put(b.key, map[string]string{record(w.records): c.Name}) == nil {
+		want.records[record(w.records)] = c.Name
 	}
 }
 

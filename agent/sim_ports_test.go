@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/drover-data/drover/agent"
@@ -60,6 +62,7 @@ func (p *watched) CreateHead(ctx context.Context, spec storage.HeadSpec) (storag
 func (p *watched) DestroyHead(ctx context.Context, key storage.HeadKey) error {
 	p.used("destroying the head", key, true)
 	if hd, err := p.Backend.Head(ctx, key); err == nil {
+		p.kept(key, agent.NoteEpoch(hd.Note))
 		v, h, known := p.truth(key.Volume, key.Branch)
 		if known && (v.Deleted == nil || time.Now().Before(v.Deleted.Purge)) {
 			n := agent.NoteEpoch(hd.Note)
@@ -85,7 +88,14 @@ func (p *watched) Snapshot(ctx context.Context, key storage.HeadKey, id string, 
 	if p.l.h.slow[p.pool] {
 		p.used("a snapshot that is not atomic", key, false)
 	}
-	return p.Backend.Snapshot(ctx, key, id, note)
+	p.l.h.w.mu.Lock()
+	before := maps.Clone(p.l.h.w.lines[key.String()].records)
+	p.l.h.w.mu.Unlock()
+	s, err := p.Backend.Snapshot(ctx, key, id, note)
+	if err == nil {
+		p.snapped(key, id, note, before)
+	}
+	return s, err
 }
 
 func (p *watched) Resize(ctx context.Context, key storage.HeadKey, size int64) error {
@@ -137,22 +147,33 @@ func (p *portable) Send(_ context.Context, s storage.Snapshot, base *storage.Sna
 	if err != nil {
 		return nil, err
 	}
+	var d delta
 	if base != nil {
 		old, err := p.files(*base)
 		if err != nil {
 			return nil, err
 		}
 		for path, text := range old {
-			if files[path] == text {
+			if now, there := files[path]; !there {
+				d.Gone = append(d.Gone, path)
+			} else if now == text {
 				delete(files, path)
 			}
 		}
+		slices.Sort(d.Gone)
 	}
-	text, err := json.Marshal(files)
+	d.Put = files
+	text, err := json.Marshal(d)
 	if err != nil {
 		return nil, err
 	}
 	return io.NopCloser(newReader(text[min(int(offset), len(text)):])), nil
+}
+
+// delta is what such a stream carries.
+type delta struct {
+	Put  poolmemory.Files `json:"put"`
+	Gone []string         `json:"gone,omitempty"`
 }
 
 func (p *portable) Receive(_ context.Context, s storage.Stage, _ storage.Fidelity, _ bool) (storage.Receive, error) {
@@ -180,11 +201,13 @@ func (r *portableIn) Checkpoint(ctx context.Context) (int64, error) {
 }
 
 func (r *portableIn) Commit(ctx context.Context) (storage.Snapshot, error) {
-	var files poolmemory.Files
-	if err := json.Unmarshal(r.data, &files); err != nil {
+	var d delta
+	if err := json.Unmarshal(r.data, &d); err != nil {
 		return storage.Snapshot{}, &api.Error{Kind: api.Damaged, Op: "receive", Err: err}
 	}
-	r.stage.(*faulty.Stage).Stage.(*poolmemory.Stage).Put(files)
+	stage := r.stage.(*faulty.Stage).Stage.(*poolmemory.Stage)
+	stage.Remove(d.Gone...)
+	stage.Put(d.Put)
 	return r.stage.Commit(ctx)
 }
 
@@ -333,6 +356,20 @@ func (b *books) BeginPurge(ctx context.Context, id string) (api.Volume, error) {
 	return b.call("BeginPurge", func(s *ledger.Service) (api.Volume, error) { return s.BeginPurge(ctx, id) })
 }
 
+func (b *books) Change(ctx context.Context, id string, c ledger.Change) (api.Volume, error) {
+	return b.call("Change "+c.What(), func(s *ledger.Service) (api.Volume, error) {
+		v, err := s.Change(ctx, id, c.For(b.l.h.name))
+		if err == nil {
+			b.w.told(v, c)
+		}
+		return v, err
+	})
+}
+
+func (b *books) AdvanceAll(ctx context.Context, moves map[string]ledger.Advance) (map[string]api.Volume, error) {
+	return through(b.l, "ledger AdvanceAll", func() (map[string]api.Volume, error) { return b.service().AdvanceAll(ctx, moves) })
+}
+
 func (b *books) Forget(ctx context.Context, id, branch, node string, epoch uint64) error {
 	_, err := b.call("Forget", func(s *ledger.Service) (api.Volume, error) {
 		return api.Volume{}, s.Forget(ctx, id, branch, node, epoch)
@@ -390,6 +427,24 @@ func (n *network) Status(ctx context.Context, node, volume, branch string) (s ap
 
 func (n *network) Delete(ctx context.Context, node, volume, by string) error {
 	return n.call(node, "Delete", func(l *life) error { return l.a.Delete(ctx, volume, by) })
+}
+
+func (n *network) Held(ctx context.Context, node, volume string) (list []api.HeldSnapshot, err error) {
+	err = n.call(node, "Held", func(l *life) error { list, err = l.a.Held(ctx, volume); return err })
+	return list, err
+}
+
+func (n *network) Hold(ctx context.Context, node string, r peer.Hold) (held peer.Held, err error) {
+	err = n.call(node, "Hold", func(l *life) error { held, err = l.a.Hold(ctx, r); return err })
+	return held, err
+}
+
+func (n *network) Take(ctx context.Context, node string, r peer.Take) error {
+	return n.call(node, "Take", func(l *life) error { return l.a.Take(ctx, r) })
+}
+
+func (n *network) Release(ctx context.Context, node string, r peer.Release) error {
+	return n.call(node, "Release", func(l *life) error { return l.a.Release(ctx, r) })
 }
 
 func (n *network) Dial(_ context.Context, node string) (net.Conn, error) {

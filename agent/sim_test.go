@@ -15,6 +15,7 @@ import (
 	"github.com/drover-data/drover/agent"
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/container"
+	"github.com/drover-data/drover/repo"
 	"github.com/drover-data/drover/state"
 	"github.com/drover-data/drover/storage"
 )
@@ -47,12 +48,15 @@ func simulateAll(t *testing.T, from uint64, seeds int) {
 	}
 }
 
-func simulate(t *testing.T, seed uint64) {
+func simulate(t *testing.T, seed uint64) { simulateWith(t, seed, false) }
+
+func simulateWith(t *testing.T, seed uint64, history bool) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, seed, 3+int(seed%3), func(host, pool string) bool {
 			return seed%2 == 0 && (host == "b") == (pool == "default")
 		})
 		defer w.end()
+		w.withHistory = history
 		s := &script{w: w, volumes: map[string]string{}}
 		s.setUp()
 		for range 12 + w.rand(20) {
@@ -63,6 +67,33 @@ func simulate(t *testing.T, seed uint64) {
 		s.finish()
 		w.report(seed)
 	})
+}
+
+// TestHistorySimulation is TestSimulation with users who commit, branch, reset
+// and check out meanwhile.
+func TestHistorySimulation(t *testing.T) {
+	if *oneSeed != 0 {
+		simulateWith(t, *oneSeed, true)
+		return
+	}
+	t.Cleanup(func() {
+		worked.Lock()
+		defer worked.Unlock()
+		t.Logf("what worked: %v", worked.n)
+		for _, what := range []string{"commit", "branch", "checkout", "reset", "stash", "undo", "drop", "restore", "rename", "tag"} {
+			if *seeds >= 100 && worked.n[what] < *seeds/100 {
+				t.Errorf("%s worked %d times only", what, worked.n[what])
+			}
+		}
+	})
+	for batch := range 4 {
+		t.Run(fmt.Sprintf("batch%d", batch), func(t *testing.T) {
+			t.Parallel()
+			for i := batch; i < *seeds; i += 4 {
+				t.Run(fmt.Sprintf("seed=%d", *from+uint64(i)), func(t *testing.T) { simulateWith(t, *from+uint64(i), true) })
+			}
+		})
+	}
 }
 
 // end stops all agents and containers.
@@ -161,7 +192,7 @@ func (w *world) record(id string) (api.Volume, api.Head) {
 	if err != nil {
 		return v, api.Head{}
 	}
-	return v, v.Heads[api.MainBranch]
+	return v, v.Heads[v.Branch]
 }
 
 // move asks the owner for a move as the API does.
@@ -180,6 +211,14 @@ func (s *script) move(name, to, pool string, policy api.UsersPolicy) error {
 
 func (s *script) step() {
 	w := s.w
+	if w.withHistory && w.rand(2) == 0 {
+		if w.rand(8) == 0 {
+			go s.side()
+			return
+		}
+		s.historyStep()
+		return
+	}
 	switch n := w.rand(100); {
 	case n < 30:
 		policy := api.UsersMove
@@ -189,7 +228,8 @@ func (s *script) step() {
 		_ = s.move(s.some(), s.host().name, []string{"default", "second"}[w.rand(2)], policy)
 	case n < 36:
 		name := s.some()
-		_, err := w.truth.CancelMove(context.Background(), s.volumes[name], api.MainBranch, "")
+		v, _ := w.record(s.volumes[name])
+		_, err := w.truth.CancelMove(context.Background(), s.volumes[name], v.Branch, "")
 		w.logf("user: cancel %s: %v", name, err)
 	case n < 46:
 		h := s.host()
@@ -350,10 +390,25 @@ func (s *script) finish() {
 			w.fail("%s is on %s after a move to %s", name, h.Node, to)
 		}
 	}
+	if w.withHistory {
+		for _, name := range s.names {
+			s.lastCommands(name)
+		}
+	}
 	time.Sleep(3 * time.Minute)
 	for _, name := range s.names {
 		s.check(name)
 	}
+}
+
+// seeds are the snapshots that heads of a volume began as.
+func (w *world) seeds(volume string) map[string]bool {
+	v, _ := w.record(volume)
+	out := map[string]bool{}
+	for _, h := range v.Heads {
+		out[h.Seed] = true
+	}
+	return out
 }
 
 func (s *script) stuck(name string) {
@@ -371,8 +426,9 @@ func (s *script) stuck(name string) {
 func (s *script) check(name string) {
 	w := s.w
 	id := s.volumes[name]
-	_, h := w.record(id)
-	key := storage.HeadKey{Volume: id, Branch: api.MainBranch}
+	v, h := w.record(id)
+	key := storage.HeadKey{Volume: id, Branch: v.Branch}
+	s.checkHistory(name)
 	running := []string{}
 	for _, n := range w.names() {
 		host := w.hosts[n]
@@ -465,13 +521,10 @@ func (s *script) checkPools(host *host, key storage.HeadKey, h api.Head) {
 			w.fail("%s: a copy of the head is left in pool %s", host.name, name)
 		case owner:
 			w.mu.Lock()
-			n := w.acked[key.Volume]
+			line := w.lines[key.String()]
 			w.mu.Unlock()
-			for i := range n {
-				if _, there := files[record(i)]; !there {
-					w.fail("record %d of %d of %s is lost", i, n, key)
-					break
-				}
+			if lost := missingRecords(line.records, files); lost != "" {
+				w.fail("record %s of %d of %s is lost", lost, len(line.records), key)
 			}
 			if len(p.Mounted(key)) > 1 || (len(p.Mounted(key)) == 0 && len(host.docker.boundTo(name, key)) > 0) {
 				w.fail("%s: the head is mounted at %v", host.name, p.Mounted(key))
@@ -482,7 +535,7 @@ func (s *script) checkPools(host *host, key storage.HeadKey, h api.Head) {
 			continue
 		}
 		for _, sn := range content.Snapshots {
-			if sn.Volume == key.Volume && sn.ID != h.Seed && !slices.Contains(left.Bases[key.String()], sn.ID) {
+			if sn.Volume == key.Volume && repo.ReadNote(sn.Note).Commit == nil && sn.ID != h.Seed && !w.seeds(key.Volume)[sn.ID] && !slices.Contains(left.Bases[key.String()], sn.ID) {
 				w.fail("%s: snapshot %s is left in pool %s", host.name, sn.ID, name)
 			}
 		}

@@ -33,17 +33,20 @@ type world struct {
 	store *state.Store // without faults: what is true
 	truth *ledger.Service
 
-	mu      sync.Mutex
-	rng     *rand.Rand // guarded by mu
-	hosts   map[string]*host
-	ids     int             // guarded by mu
-	cut     map[string]bool // guarded by mu; "a|b" between hosts, "a|store"
-	faults  faults          // guarded by mu
-	acked   map[string]int  // guarded by mu; volume id -> records acknowledged
-	history []string        // guarded by mu
-	broken  []string        // guarded by mu; invariants that did not hold
-	quiet   bool            // guarded by mu; containers write less often
-	wire    int64           // guarded by mu; a connection breaks after so many bytes; 0: none
+	mu          sync.Mutex
+	rng         *rand.Rand // guarded by mu
+	hosts       map[string]*host
+	ids         int                    // guarded by mu
+	cut         map[string]bool        // guarded by mu; "a|b" between hosts, "a|store"
+	faults      faults                 // guarded by mu
+	lines       map[string]contentLine // guarded by mu; volume@branch -> what was acknowledged in its head
+	commits     map[string]madeCommit  // guarded by mu; what a commit has to hold, by id
+	records     int                    // guarded by mu; ever written
+	history     []string               // guarded by mu
+	broken      []string               // guarded by mu; invariants that did not hold
+	withHistory bool                   // users commit, branch and reset too
+	quiet       bool                   // guarded by mu; containers write less often
+	wire        int64                  // guarded by mu; a connection breaks after so many bytes; 0: none
 }
 
 // faults are what goes wrong at the ports' calls.
@@ -66,6 +69,10 @@ type host struct {
 	pools  map[string]*poolmemory.Backend // the real things, by name
 	slow   map[string]bool
 	docker *docker
+	// incarnation of the cluster that the agent has seen when it starts; report
+	// is where it tells what its pools hold.
+	incarnation uint64
+	report      func(ctx context.Context, r ledger.Report) error
 
 	mu   sync.Mutex
 	life *life // guarded by mu; nil while no agent runs
@@ -183,7 +190,7 @@ func through[T any](l *life, call string, f func() (T, error)) (T, error) {
 func newWorld(t *testing.T, seed uint64, nodes int, slow func(host, pool string) bool) *world {
 	w := &world{
 		t: t, dir: simDir(t), kv: state.NewMemory(), rng: rand.New(rand.NewPCG(seed, 7)),
-		hosts: map[string]*host{}, cut: map[string]bool{}, acked: map[string]int{},
+		hosts: map[string]*host{}, cut: map[string]bool{}, lines: map[string]contentLine{}, commits: map[string]madeCommit{},
 	}
 	w.store = state.New(w.kv)
 	w.truth = &ledger.Service{Store: w.store, Now: time.Now, NewID: w.newID, Grace: 10 * time.Minute}
@@ -285,9 +292,10 @@ func (h *host) start() {
 		return a
 	}}))
 	a, err := agent.New(agent.Config{
-		Node: h.name, Cluster: "sim", DataDir: filepath.Join(h.dir, "data"), VolatileDir: filepath.Join(h.dir, "run"),
+		Node: h.name, Cluster: "sim", Incarnation: h.incarnation, DataDir: filepath.Join(h.dir, "data"), VolatileDir: filepath.Join(h.dir, "run"),
 	}, agent.Deps{
-		Store: state.New(&storeView{h.w.kv, l}), Ledger: &books{h.w, l}, Peers: &network{h.w, l}, Engine: &engine{h.docker, l},
+		Report: h.report,
+		Store:  state.New(&storeView{h.w.kv, l}), Ledger: &books{h.w, l}, Peers: &network{h.w, l}, Engine: &engine{h.docker, l},
 		Users: &kernel{h}, Portable: &portable{h}, Mounted: h.mounted, Open: l.open,
 		Events: events.New(h.name, slog.New(slog.DiscardHandler), time.Now), Log: quiet, Now: time.Now, NewID: h.w.newID,
 	})

@@ -15,11 +15,14 @@ import (
 // StartMove begins the move of a head that this node owns, or, for a dry run,
 // only says what it would do.
 func (a *Agent) StartMove(ctx context.Context, volume string, r api.StartMove, by string) (api.MovePlan, error) {
+	if err := a.mayChange("move volume", volume); err != nil {
+		return api.MovePlan{}, err
+	}
 	branch := r.Branch
 	h := a.head(volume, branch)
 	if branch == "" {
-		if h = a.head(volume, api.MainBranch); h != nil {
-			branch = h.volume().Branch
+		if v, known := a.record(volume); known {
+			branch = v.Branch
 			h = a.head(volume, branch)
 		}
 	}
@@ -141,12 +144,16 @@ func (h *head) preview(ctx context.Context, v api.Volume, rec api.Head, wish api
 // Resize sets a volume's wished size, after seeing that it would fit; the
 // pool is told by the plan.
 func (a *Agent) Resize(ctx context.Context, volume string, size int64) (api.Volume, error) {
-	h := a.head(volume, api.MainBranch)
-	if h == nil {
+	known, there := a.record(volume)
+	h := a.head(volume, known.Branch)
+	if !there || h == nil {
 		return api.Volume{}, notHere(a.cfg.Node, volume)
 	}
 	v := h.volume()
 	rec := v.Heads[h.key.branch]
+	if rec.Node != a.cfg.Node {
+		return v, notHere(a.cfg.Node, v.Name)
+	}
 	p, err := a.pool(rec.Pool)
 	if err != nil {
 		return v, err

@@ -2,6 +2,10 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/drover-data/drover/api"
@@ -29,6 +33,9 @@ func (a *Agent) sweepNowAndThen(ctx context.Context) {
 // do not exist, and of which this node holds no head: a head is never removed
 // on such a word.
 func (a *Agent) sweep(ctx context.Context) error {
+	if silent, err := a.unreported(ctx); err != nil || len(silent) > 0 || a.OnHold() != "" {
+		return err // a volume that only a silent node knows would pass for gone
+	}
 	for _, p := range a.poolList() {
 		if state := p.seen().State; state == api.PoolGone || state == api.PoolReadOnly {
 			continue
@@ -59,12 +66,37 @@ func (a *Agent) sweep(ctx context.Context) error {
 			}
 		}
 	}
-	return nil
+	return a.sweepCaches(ctx)
+}
+
+// sweepCaches removes what is kept here of the remotes of volumes that are gone.
+func (a *Agent) sweepCaches(ctx context.Context) error {
+	dir := filepath.Dir(a.remoteCache("x"))
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	for _, e := range entries {
+		there, err := a.exists(ctx, e.Name())
+		if err != nil {
+			return err
+		}
+		if !there {
+			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return err
 }
 
 // exists reports whether the cluster has a volume of that id, deleted or not.
 func (a *Agent) exists(ctx context.Context, id string) (bool, error) {
 	a.mu.Lock()
+	if a.cloning[id] {
+		a.mu.Unlock()
+		return true, nil
+	}
 	for key := range a.heads {
 		if key.volume == id {
 			a.mu.Unlock()

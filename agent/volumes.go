@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/ledger"
 	"github.com/drover-data/drover/peer"
+	"github.com/drover-data/drover/plan"
 	"github.com/drover-data/drover/state"
 )
 
@@ -32,12 +34,14 @@ func (a *Agent) Create(ctx context.Context, c api.CreateVolume) error {
 	}
 	v, err := a.find(ctx, ref.Volume)
 	switch {
-	case err == nil && (ref.At != "" || ref.Back != 0):
-		_, err := a.branch(v, ref)
-		return err
 	case err == nil:
+		if ref.At != "" || ref.Back != 0 {
+			if _, err := a.branch(v, ref); err != nil {
+				return err
+			}
+		}
 		if c.Size != 0 && c.Size != v.Size {
-			return &api.Error{Kind: api.Exists, Op: "create volume", Object: c.Name, Reason: fmt.Sprintf("it exists with a size of %d bytes", v.Size), Next: fmt.Sprintf("leave the size out, or drover volume resize %s %d", c.Name, c.Size)}
+			return &api.Error{Kind: api.Exists, Op: "create volume", Object: c.Name, Reason: fmt.Sprintf("it exists with a size of %d bytes", v.Size), Next: fmt.Sprintf("leave the size out, or drover volume resize %s %d", v.Name, c.Size)}
 		}
 		return nil
 	case !api.Is(err, api.NotFound):
@@ -45,12 +49,20 @@ func (a *Agent) Create(ctx context.Context, c api.CreateVolume) error {
 	case ref.At != "" || ref.Back != 0:
 		return &api.Error{Kind: api.NotFound, Op: "use volume", Object: c.Name, Reason: "there is no volume " + ref.Volume, Next: "create it first: drover volume create " + ref.Volume}
 	}
+	// Docker makes a volume of any name that it has not heard of. A person who
+	// means it says so.
+	if silent, err := a.unreported(ctx); err != nil || len(silent) > 0 {
+		return &api.Error{Kind: api.Unknown, Op: "create volume", Object: c.Name, Reason: fmt.Sprintf("the cluster was recovered without %s, which may have a volume of that name; an empty twin must not be made", strings.Join(silent, ", ")), Err: err, Next: "bring that node back, or remove it with drover node rm --force; drover volume create " + c.Name + " makes a new one"}
+	}
 	_, err = a.NewVolume(ctx, c)
 	return err
 }
 
 // NewVolume makes a volume here and waits until it is ready.
 func (a *Agent) NewVolume(ctx context.Context, c api.CreateVolume) (api.Volume, error) {
+	if err := a.mayChange("create volume", c.Name); err != nil {
+		return api.Volume{}, err
+	}
 	pool, err := a.choosePool(c.Pool)
 	if err != nil {
 		return api.Volume{}, err
@@ -150,6 +162,11 @@ func (a *Agent) find(ctx context.Context, name string) (api.Volume, error) {
 	ctx, cancel := context.WithTimeout(ctx, a.cfg.PeerWait)
 	defer cancel()
 	v, err := a.deps.Ledger.Volume(ctx, name)
+	if api.Is(err, api.NotFound) {
+		if held := a.mayChange("look up volume", name); held != nil {
+			return v, held
+		}
+	}
 	if err != nil {
 		return v, err
 	}
@@ -194,7 +211,7 @@ func (a *Agent) Get(ctx context.Context, name string) (Known, error) {
 		return Known{}, err
 	}
 	if v, ok := a.local(ref.Volume); ok {
-		return a.known(v, ref)
+		return a.known(v, ref, name)
 	}
 	a.mu.Lock()
 	_, indexed := a.names[ref.Volume]
@@ -206,16 +223,18 @@ func (a *Agent) Get(ctx context.Context, name string) (Known, error) {
 	if err != nil {
 		return Known{}, err
 	}
-	return a.known(v, ref)
+	return a.known(v, ref, name)
 }
 
-func (a *Agent) known(v api.Volume, ref api.Ref) (Known, error) {
+// known describes a branch under the name by which it was asked for: an engine
+// compares them.
+func (a *Agent) known(v api.Volume, ref api.Ref, name string) (Known, error) {
 	branch, err := a.branch(v, ref)
 	if err != nil {
 		return Known{}, err
 	}
 	rec := v.Heads[branch]
-	k := Known{Name: ref.String(), Created: v.Created, Status: map[string]any{"id": v.ID, "node": rec.Node, "pool": rec.Pool, "epoch": rec.Epoch}}
+	k := Known{Name: name, Created: v.Created, Status: map[string]any{"id": v.ID, "node": rec.Node, "pool": rec.Pool, "epoch": rec.Epoch}}
 	if rec.Move != nil {
 		k.Status["moving to"] = rec.Move.To
 	}
@@ -312,6 +331,9 @@ func (a *Agent) Mount(ctx context.Context, name, id string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	if err := a.mayMount(v, branch); err != nil {
+		return "", marked(err)
+	}
 	if v.Heads[branch].Node != a.cfg.Node {
 		if err := a.pull(ctx, v, branch); err != nil {
 			return "", err
@@ -324,7 +346,7 @@ func (a *Agent) Mount(ctx context.Context, name, id string) (string, error) {
 	if h == nil {
 		return "", marked(notHere(a.cfg.Node, v.Name))
 	}
-	path, err := h.use(ctx, id)
+	path, err := h.use(ctx, id, ref.At == "")
 	if err = marked(err); isMarked(err) {
 		if err := a.wait(h.key); err != nil {
 			a.deps.Log.Error("cannot note that a container waits", "volume", v.Name, "error", err)
@@ -339,7 +361,7 @@ func isMarked(err error) bool {
 }
 
 // use adds a reference and mounts the head if it is not mounted.
-func (h *head) use(ctx context.Context, id string) (string, error) {
+func (h *head) use(ctx context.Context, id string, plain bool) (string, error) {
 	h.mounting.Lock()
 	defer h.mounting.Unlock()
 	v := h.volume()
@@ -361,6 +383,14 @@ func (h *head) use(ctx context.Context, id string) (string, error) {
 			to = rec.Move.To
 		}
 		return "", &api.Error{Kind: api.InUse, Op: op, Object: v.Name, Reason: "it is just moving to " + to, Next: "start the container there, or wait and try again"}
+	}
+	if w, found, err := h.work(); err != nil {
+		return "", err
+	} else if found && w.Closed && (plain || w.Kind != plan.WorkCheckout) {
+		return "", &api.Error{Kind: api.InUse, Op: op, Object: v.Name, Reason: "a " + w.Op + " by " + w.By + " is just changing it", Next: "try again in a moment"}
+	}
+	if plain && v.Branch != h.key.branch {
+		return "", &api.Error{Kind: api.Conflict, Op: op, Object: v.Name, Reason: "its current branch is " + v.Branch + " since a moment ago", Next: "try again"}
 	}
 	b, err := h.a.backend(rec.Pool)
 	if err != nil {
@@ -395,9 +425,11 @@ func (a *Agent) Unmount(ctx context.Context, name, id string) error {
 	if !ok {
 		return nil // it left this node: there is nothing to unmount
 	}
-	branch, err := a.branch(v, ref)
-	if err != nil {
-		return nil //nolint:nilerr // a branch that is gone has no mount
+	branch, known := a.refs.branchOf(v.ID, id)
+	if !known {
+		if branch, err = a.branch(v, ref); err != nil {
+			return nil //nolint:nilerr // a branch that is gone has no mount
+		}
 	}
 	h := a.head(v.ID, branch)
 	if h == nil {

@@ -6,7 +6,7 @@ import (
 )
 
 func FuzzParseRef(f *testing.F) {
-	for _, s := range []string{"pg", "pg@main", "pg@feature/x~2", "pg~1", "pg~0", "pg@", "@", "~", "pg~-1", "pg~99999999999999999999", "a..b", "pg@~1", "pg~1~2", "é"} {
+	for _, s := range []string{"pg", "pg@main", "pg@feature/x~2", "pg~1", "pg~0", "pg@", "@", "~", "pg~-1", "pg~99999999999999999999", "a..b", "pg@~1", "pg~1~2", "é", "pg..main", "pg..fix..x~1", "pg...x", "pg.."} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
@@ -18,7 +18,7 @@ func FuzzParseRef(f *testing.F) {
 			return
 		}
 		again, err := ParseRef(r.String())
-		if err != nil || again != r || r.String() != s {
+		if err != nil || again != r || r.String() != s && (strings.Contains(s, "@") || !strings.Contains(s, "..")) {
 			t.Fatalf("%q is %+v, printed %q, read again %+v %v", s, r, r.String(), again, err)
 		}
 	})

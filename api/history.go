@@ -61,14 +61,16 @@ type RefLogEntry struct {
 
 // Dropped is a branch that was deleted and can be brought back.
 type Dropped struct {
-	Branch string    `json:"branch"`
-	Commit string    `json:"commit" doc:"where it pointed"`
-	Kept   string    `json:"kept,omitempty" doc:"stash with what was not committed"`
-	Node   string    `json:"node"`
-	Pool   string    `json:"pool"`
-	By     string    `json:"by"`
-	At     time.Time `json:"at"`
-	Purge  time.Time `json:"purge"`
+	Branch string `json:"branch"`
+	Commit string `json:"commit" doc:"where it pointed"`
+	Kept   string `json:"kept,omitempty" doc:"stash with what was not committed"`
+	Node   string `json:"node"`
+	Pool   string `json:"pool"`
+	// Epoch is what the head had: one that comes back has a later one.
+	Epoch uint64    `json:"epoch"`
+	By    string    `json:"by"`
+	At    time.Time `json:"at"`
+	Purge time.Time `json:"purge"`
 }
 
 // Remote is a place outside the cluster that keeps a volume's commits.
@@ -160,6 +162,22 @@ func CheckMessage(s string) error {
 		return &Error{Kind: Invalid, Op: op, Reason: fmt.Sprintf("the message has %d bytes, at most %d are allowed", len(s), MaxMessage)}
 	case !utf8.ValidString(s) || strings.ContainsFunc(s, func(r rune) bool { return r < ' ' && r != '\n' && r != '\t' }):
 		return &Error{Kind: Invalid, Op: op, Reason: "the message has bytes that are not text"}
+	}
+	return nil
+}
+
+// Check refuses hooks that could not run.
+func (h Hook) Check() error {
+	const op = "set hook"
+	switch {
+	case h.Kind != "postgresql" && h.Kind != "mysql" && h.Kind != "redis" && h.Kind != "command":
+		return &Error{Kind: Invalid, Op: op, Object: fmt.Sprintf("%q", h.Kind), Reason: "there is no hook of that kind", Next: "the kinds are postgresql, mysql (for MariaDB too), redis and command"}
+	case h.Kind == "command" && len(h.Before) == 0 && len(h.After) == 0:
+		return &Error{Kind: Invalid, Op: op, Object: h.Kind, Reason: "no command is given", Next: "give one with --before, --after or both"}
+	case h.Kind != "command" && (len(h.Before) > 0 || len(h.After) > 0):
+		return &Error{Kind: Invalid, Op: op, Object: h.Kind, Reason: "only the kind command has commands of its own"}
+	case h.Deadline < 0 || h.Deadline > time.Hour:
+		return &Error{Kind: Invalid, Op: op, Object: h.Deadline.String(), Reason: "a deadline is between 0 (the default) and 1 h"}
 	}
 	return nil
 }

@@ -9,6 +9,20 @@ type Cluster struct {
 	Incarnation uint64    `json:"incarnation" doc:"grows when the state is recovered from a backup"`
 	Created     time.Time `json:"created"`
 	Format      int       `json:"format" doc:"version of the records in the state store"`
+	// Recovery is set while the cluster comes back from a backup: until it is
+	// over nothing new is mounted, moved or removed; what runs keeps running.
+	Recovery *ClusterRecovery `json:"recovery,omitempty"`
+}
+
+// ClusterRecovery is how far the recovery of a cluster's state has come.
+type ClusterRecovery struct {
+	Backup  time.Time `json:"backup" doc:"when the backup was taken"`
+	Started time.Time `json:"started"`
+	// Restoring: the backup's records are still being written.
+	Restoring bool `json:"restoring,omitempty"`
+	// Awaiting names the nodes that have not reported what their pools hold,
+	// with what exactly is awaited of each.
+	Awaiting map[string]string `json:"awaiting,omitempty"`
 }
 
 // Node is a host that runs the agent.
@@ -28,7 +42,10 @@ type Node struct {
 	PeerURL   string `json:"peerURL,omitempty" doc:"where other members would reach its member"`
 	Draining  bool   `json:"draining,omitempty" doc:"nothing new is placed here"`
 	Key       string `json:"key" doc:"SHA-256 of the public key of its certificate, hexadecimal"`
-	Version   int64  `json:"version"`
+	// Incarnation is the last one of the cluster in which the node has reported
+	// what its pools hold. What a node with an older one holds is unknown.
+	Incarnation uint64 `json:"incarnation,omitempty"`
+	Version     int64  `json:"version"`
 	// Status is the node's own word, as last heard.
 	Status NodeStatus `json:"status"`
 }
@@ -48,7 +65,8 @@ type NodeStatus struct {
 	Online   bool      `json:"online" doc:"its lease is held; false is unknown, not dead"`
 	Seen     time.Time `json:"seen,omitzero" doc:"when it was last heard"`
 	Software string    `json:"software,omitempty" doc:"version of the binary"`
-	API      int       `json:"api,omitempty" doc:"version of API and transfer protocol it speaks"`
+	API      int       `json:"api,omitempty" doc:"newest version of API and transfer protocol it speaks"`
+	Oldest   int       `json:"oldestAPI,omitempty" doc:"oldest version that it still speaks; 0: only the newest"`
 	Boot     string    `json:"boot,omitempty" doc:"boot id of the kernel"`
 	Pools    []Pool    `json:"pools,omitempty"`
 }

@@ -19,7 +19,8 @@ type Ref struct {
 const maxBack = 1 << 20
 
 // ParseRef reads a reference. Whatever it accepts, String prints so that
-// ParseRef reads it back as the same value.
+// ParseRef reads it back as the same value. pg..fix..x is pg@fix/x, for engines
+// that allow no more in the name of a volume than letters, digits, '_', '.' and '-'.
 func ParseRef(s string) (Ref, error) {
 	bad := func(why string) (Ref, error) {
 		return Ref{}, &Error{Kind: Invalid, Op: "read reference", Object: fmt.Sprintf("%q", s), Reason: why, Next: "a reference reads volume[@branch][~n]"}
@@ -38,6 +39,13 @@ func ParseRef(s string) (Ref, error) {
 		r.Back, rest = n, rest[:i]
 	}
 	name, at, found := strings.Cut(rest, "@")
+	if !found {
+		// Podman takes neither '@' nor '/' in a name. No name has "..", so it
+		// can stand for both.
+		if name, at, found = strings.Cut(rest, ".."); found {
+			at = strings.ReplaceAll(at, "..", "/")
+		}
+	}
 	if err := CheckVolumeName(name); err != nil {
 		return Ref{}, err
 	}

@@ -70,6 +70,19 @@ type Head struct {
 	// Stranded are nodes from which the head was taken without their word, with
 	// the epoch they had. What they hold of it is kept and never mounted.
 	Stranded map[string]uint64 `json:"stranded,omitempty"`
+	// Was is set when a recovery of the cluster's state raised the epoch above
+	// that of another copy: the pool's note still says Was, and is raised too.
+	Was uint64 `json:"was,omitempty" doc:"epoch of before a recovery raised it"`
+	// Kept says that this branch was made of a copy that lost against another
+	// one when the cluster was recovered.
+	Kept *Kept `json:"kept,omitempty"`
+}
+
+// Kept is the copy that a branch was made of by a recovery of the cluster.
+type Kept struct {
+	Branch string `json:"branch" doc:"that it was a copy of"`
+	Epoch  uint64 `json:"epoch" doc:"that the copy had"`
+	Why    string `json:"why"`
 }
 
 // Departure says why a node may not pull a head back: containers that used it

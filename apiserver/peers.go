@@ -89,7 +89,7 @@ func (s *Server) memberStart(ctx context.Context, _ *struct{}) (cluster.MemberSt
 // says: a node speaks for its own heads only.
 func (s *Server) ledgerCall(ctx context.Context, in *struct{ Body peer.LedgerCall }) (api.Volume, error) {
 	c, node, l := in.Body, self(ctx), s.cfg.Ledger
-	if missing := (c.Op == "create" && c.Create == nil) || (c.Op == "hand" && c.HandOver == nil) || ((c.Op == "move" || c.Op == "cancel") && c.Move == nil); missing {
+	if missing := (c.Op == "create" && c.Create == nil) || (c.Op == "hand" && c.HandOver == nil) || (c.Op == "change" && c.Change == nil) || ((c.Op == "move" || c.Op == "cancel") && c.Move == nil); missing {
 		return api.Volume{}, &api.Error{Kind: api.Invalid, Op: "change record", Object: c.Op, Reason: "what is to be done is left out"}
 	}
 	switch c.Op {
@@ -109,10 +109,13 @@ func (s *Server) ledgerCall(ctx context.Context, in *struct{ Body peer.LedgerCal
 		return l.Returned(ctx, c.ID, c.Branch, node)
 	case "forget":
 		return api.Volume{}, l.Forget(ctx, c.ID, c.Branch, node, c.Epoch)
-	case "move", "cancel", "delete", "resize", "purge":
+	case "move", "cancel", "delete", "resize", "purge", "change":
 		v, err := l.Volume(ctx, c.ID)
 		if err != nil {
 			return v, err
+		}
+		if c.Op == "change" && ownsAny(v, node) {
+			break
 		}
 		if owner(v) != node && v.Heads[c.Branch].Node != node {
 			return v, &api.Error{Kind: api.Denied, Op: c.Op + " volume", Object: v.Name, Reason: node + " does not own it"}
@@ -127,8 +130,27 @@ func (s *Server) ledgerCall(ctx context.Context, in *struct{ Body peer.LedgerCal
 		return l.CancelMove(ctx, c.ID, c.Branch, c.Move.ID)
 	case "purge":
 		return l.BeginPurge(ctx, c.ID)
+	case "change":
+		return l.Change(ctx, c.ID, c.Change.For(node))
 	case "resize":
 		return l.Resize(ctx, c.ID, c.Size)
 	}
 	return l.Delete(ctx, c.ID, c.By)
+}
+
+// ownsAny reports whether a node has a say in a volume's references: it owns
+// a branch, or has what is left of a deleted one. Changes of a head itself ask
+// for its owner besides.
+func ownsAny(v api.Volume, node string) bool {
+	for _, h := range v.Heads {
+		if h.Node == node {
+			return true
+		}
+	}
+	for _, d := range v.Dropped {
+		if d.Node == node {
+			return true
+		}
+	}
+	return false
 }

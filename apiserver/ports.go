@@ -13,6 +13,8 @@ import (
 
 // Agent is this node's agent.
 type Agent interface {
+	History
+	Remotes
 	NewVolume(ctx context.Context, c api.CreateVolume) (api.Volume, error)
 	StartMove(ctx context.Context, volume string, r api.StartMove, by string) (api.MovePlan, error)
 	Move(id string) (api.MoveProgress, error)
@@ -23,9 +25,16 @@ type Agent interface {
 	Pull(ctx context.Context, r peer.Pull) error
 	Prepare(ctx context.Context, p peer.Preparation) error
 	Pools() []api.Pool
+	Holdings(ctx context.Context) ([]ledger.Copy, map[string]string, error)
 	AddPool(ctx context.Context, p api.AddPool) (api.Pool, error)
 	RemovePool(ctx context.Context, name string) error
 	GrowPool(ctx context.Context, name string, size int64) (api.Pool, error)
+}
+
+// Recovery is what control nodes do to bring the cluster back from a backup.
+type Recovery interface {
+	Report(ctx context.Context, caller auth.Identity, r ledger.Report) error
+	GiveUp(ctx context.Context, node string) error
 }
 
 // Ledger is where volumes' records are read and changed; on a node without
@@ -48,6 +57,7 @@ type Ledger interface {
 	Adopt(ctx context.Context, id, branch, node, pool, snapshot, proof, loss string) (api.Volume, error)
 	BeginPurge(ctx context.Context, id string) (api.Volume, error)
 	Forget(ctx context.Context, id, branch, node string, epoch uint64) error
+	Change(ctx context.Context, id string, c ledger.Change) (api.Volume, error)
 }
 
 // Cluster is nodes, tokens and users: what control nodes do for the cluster.

@@ -17,7 +17,9 @@ import (
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/auth"
+	"github.com/drover-data/drover/backup"
 	"github.com/drover-data/drover/events"
+	"github.com/drover-data/drover/peer"
 	"github.com/drover-data/drover/trace"
 )
 
@@ -35,6 +37,11 @@ type Config struct {
 	// Forward reaches another node's API; a request that only a control node
 	// can answer goes to the node "".
 	Forward func(node string) (http.RoundTripper, error)
+	// Recovery brings the cluster back from a backup, Backup takes one;
+	// Incarnation says which life of the cluster this node has seen.
+	Recovery    Recovery
+	Backup      func(ctx context.Context, seal backup.Seal) ([]byte, backup.Header, error)
+	Incarnation func(ctx context.Context) (peer.Incarnation, error)
 	// Metrics serves /metrics; nil leaves it out.
 	Metrics http.Handler
 }
@@ -56,9 +63,12 @@ func New(cfg Config) *Server {
 	hc.CreateHooks = nil // no $schema links in answers
 	s.api = humago.New(s.mux, hc)
 	s.volumeRoutes()
+	s.historyRoutes()
+	s.remoteRoutes()
 	s.nodeRoutes()
 	s.peerRoutes()
 	s.recoverRoutes()
+	s.backupRoutes()
 	s.eventRoutes()
 	if cfg.Metrics != nil {
 		s.mux.HandleFunc("GET /metrics", s.metrics)
@@ -88,6 +98,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		writeError(w, err)
 		return
 	}
+	w.Header().Set(api.VersionHeader, api.Speaks().String())
+	if err := s.understands(r); err != nil {
+		writeError(w, err)
+		return
+	}
 	tr := trace.Of(r)
 	w.Header().Set(trace.Header, tr.String())
 	ctx := trace.With(WithIdentity(r.Context(), id), tr)
@@ -97,6 +112,23 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.mux.ServeHTTP(w, r)
+}
+
+// understands refuses whoever speaks no version of the API that this node
+// speaks. Other clients than Drover's own say nothing of versions.
+func (s *Server) understands(r *http.Request) error {
+	said := r.Header.Get(api.VersionHeader)
+	if said == "" {
+		return nil
+	}
+	asker, ok := api.ParseVersions(said)
+	if !ok {
+		return &api.Error{Kind: api.Invalid, Op: "read request", Object: said, Reason: "the header " + api.VersionHeader + " cannot be read"}
+	}
+	if _, ok := asker.Common(api.Speaks()); !ok {
+		return api.Apart("ask node "+s.cfg.Node, "", asker, "node "+s.cfg.Node, api.Speaks())
+	}
+	return nil
 }
 
 // WithIdentity says who asks.
@@ -172,6 +204,7 @@ func (s *Server) roundTrip(r *http.Request, node string) (*http.Response, error)
 	out.Body, out.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
 	id := identityOf(r.Context())
 	out.Header.Del(BehalfHeader)
+	out.Header.Set(api.VersionHeader, api.Speaks().String())
 	if id.Kind == auth.UserKind || id.Kind == auth.LocalKind {
 		out.Header.Set(BehalfHeader, behalf(auth.Identity{Kind: id.Kind, Name: strings.ReplaceAll(id.Name, " ", "+"), Role: id.Role}))
 	}
@@ -205,6 +238,13 @@ type route struct {
 	quiet                     bool // too frequent for the audit log
 }
 
+// tolerant routes are asked by nodes, which may be of a newer version and say
+// more than this one understands: that is ignored. A user's option that is not
+// known is refused instead.
+func (r route) tolerant() bool {
+	return strings.HasPrefix(r.path, "/v1/peer/") || r.path == "/v1/join"
+}
+
 // add registers a route: its permission is asked, changes are audited, errors
 // get their status.
 func add[I, O any](s *Server, r route, f func(ctx context.Context, in *I) (O, error)) {
@@ -212,7 +252,7 @@ func add[I, O any](s *Server, r route, f func(ctx context.Context, in *I) (O, er
 	if r.control {
 		s.control[r.method+" "+r.path] = true
 	}
-	huma.Register(s.api, huma.Operation{OperationID: r.id, Method: r.method, Path: r.path, Summary: r.summary, MaxBodyBytes: maxBody, DefaultStatus: http.StatusOK},
+	huma.Register(s.api, huma.Operation{OperationID: r.id, Method: r.method, Path: r.path, Summary: r.summary, MaxBodyBytes: maxBody, DefaultStatus: http.StatusOK, SkipValidateBody: r.tolerant()},
 		func(ctx context.Context, in *I) (*output, error) {
 			id := identityOf(ctx)
 			err := auth.Allow(id, r.need)

@@ -213,7 +213,14 @@ func (s *Server) moveVolume(ctx context.Context, in *moveIn) (api.MovePlan, erro
 	if err != nil {
 		return out, err
 	}
-	if node := owner(v); node != s.cfg.Node {
+	if in.Body.Branch == "" {
+		in.Body.Branch = v.Branch
+	}
+	h, there := v.Heads[in.Body.Branch]
+	if !there {
+		return out, &api.Error{Kind: api.NotFound, Op: "move volume", Object: v.Name + "@" + in.Body.Branch, Reason: "the volume has no such branch", Next: "drover branch " + v.Name + " lists them"}
+	}
+	if node := h.Node; node != s.cfg.Node {
 		err := s.call(ctx, node, http.MethodPost, "/v1/volumes/"+v.ID+"/move", in.Body, &out)
 		if api.Is(err, api.Unavailable) {
 			return out, &api.Error{Kind: api.Unknown, Op: "move volume", Object: v.Name, Reason: "its owner " + node + " does not answer (" + s.since(ctx, node) + ")", Err: err, Next: "bring " + node + " back; its data is there"}

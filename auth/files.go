@@ -16,9 +16,8 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/internal/durable"
 )
 
 // Files of an identity directory (DATA/identity). Key and certificate lie in
@@ -70,7 +69,7 @@ func (r *Request) Bundle(chain []byte) ([]byte, error) {
 // WriteIdentity puts key, certificate and CA into the directory, which it
 // makes if needed (mode 0700; the files have 0600).
 func WriteIdentity(dir string, bundle, ca []byte) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := durable.MkdirAll(dir, 0o700); err != nil {
 		return ioError("write identity", dir, err)
 	}
 	if err := os.Chmod(dir, 0o700); err != nil {
@@ -82,7 +81,7 @@ func WriteIdentity(dir string, bundle, ca []byte) error {
 		data []byte
 	}{{CAFile, ca}, {IdentityFile, bundle}} {
 		path := filepath.Join(dir, f.name)
-		if err := renameio.WriteFile(path, f.data, 0o600, renameio.WithStaticPermissions(0o600)); err != nil {
+		if err := durable.WriteFile(path, f.data, 0o600); err != nil {
 			return ioError("write identity", path, err)
 		}
 	}
@@ -122,7 +121,7 @@ func WriteCRL(path string, keyHashes []string) error {
 	if err != nil {
 		return err
 	}
-	if err := renameio.WriteFile(path, der, 0o600, renameio.WithStaticPermissions(0o600)); err != nil {
+	if err := durable.WriteFile(path, der, 0o600); err != nil {
 		return ioError("write revocations", path, err)
 	}
 	return nil

@@ -279,7 +279,9 @@ func TestJoinRefuses(t *testing.T) {
 		"duplicate place": {func(r *JoinRequest) {
 			r.Address, r.StateURL, r.PeerURL = "10.0.0.2:7433", "https://10.0.0.2:1", "https://10.0.0.2:2"
 		}, api.Exists, []string{"n2", "--advertise"}},
-		"new API":        {func(r *JoinRequest) { r.API = APIVersion + 1 }, api.Unsupported, []string{"API 2"}},
+		"new API":        {func(r *JoinRequest) { r.API, r.Oldest = 3, 2 }, api.Unsupported, []string{"API 2-3", "n1", "API 1"}},
+		"new, only one":  {func(r *JoinRequest) { r.API, r.Oldest = 2, 0 }, api.Unsupported, []string{"API 2", "API 1"}},
+		"no API":         {func(r *JoinRequest) { r.API, r.Oldest = 0, 0 }, api.Unsupported, []string{"API 1"}},
 		"bad name":       {func(r *JoinRequest) { r.Name = "a/b" }, api.Invalid, nil},
 		"root":           {func(r *JoinRequest) { r.Name = "root" }, api.Invalid, nil},
 		"bad address":    {func(r *JoinRequest) { r.Address = "0.0.0.0:7433" }, api.Invalid, nil},

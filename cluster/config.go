@@ -12,10 +12,9 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/auth"
+	"github.com/drover-data/drover/internal/durable"
 )
 
 // ConfigFile is the node's configuration in its data directory. init and join
@@ -64,7 +63,12 @@ type External struct {
 	CA   string `json:"ca"`   // files, PEM
 	Cert string `json:"cert"` //
 	Key  string `json:"key"`  //
+	// Prefix of all keys: several clusters can share an etcd.
+	Prefix string `json:"prefix,omitempty"`
 }
+
+// DefaultPrefix is where a cluster keeps its keys in an etcd that is not its own.
+func DefaultPrefix(cluster string) string { return "drover/" + cluster + "/" }
 
 // WithDefaults fills in what was left out.
 func (c Config) WithDefaults() Config {
@@ -114,6 +118,9 @@ func (c Config) Validate() error {
 			if _, err := os.Stat(file); err != nil {
 				add("%s of the external etcd: %v", what, err)
 			}
+		}
+		if x.Prefix != "" && (!strings.HasSuffix(x.Prefix, "/") || strings.ContainsAny(x.Prefix, " \t\n")) {
+			add("prefix in the external etcd: %q does not end in / or has blanks", x.Prefix)
 		}
 		if len(c.Endpoints) == 0 {
 			add("an external etcd needs endpoints")
@@ -174,10 +181,10 @@ func (c Config) Save() error {
 }
 
 func writeFile(path string, data []byte) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+	if err := durable.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return fileError("write", path, err)
 	}
-	if err := renameio.WriteFile(path, data, 0o600, renameio.WithStaticPermissions(0o600)); err != nil {
+	if err := durable.WriteFile(path, data, 0o600); err != nil {
 		return fileError("write", path, err)
 	}
 	return nil

@@ -56,29 +56,22 @@ func Init(ctx context.Context, cfg InitConfig) (Config, error) {
 	if node.External == nil {
 		node.Endpoints, node.Candidate = []string{node.StateURL()}, true
 	}
-	if err := node.Validate(); err != nil {
-		return Config{}, err
-	}
 	if cfg.ClusterName == "" {
 		cfg.ClusterName = "drover"
+	}
+	if x := node.External; x != nil && x.Prefix == "" {
+		y := *x
+		y.Prefix = DefaultPrefix(cfg.ClusterName)
+		node.External = &y
+	}
+	if err := node.Validate(); err != nil {
+		return Config{}, err
 	}
 	ca, err := auth.NewCA(cfg.ClusterName, cfg.Now)
 	if err != nil {
 		return Config{}, err
 	}
-	request, err := auth.NewRequest(node.Name)
-	if err != nil {
-		return Config{}, err
-	}
-	chain, err := ca.Sign(request.CSR, auth.Subject{Kind: auth.NodeKind, Name: node.Name, Control: true, Addresses: []string{node.Address}}, cfg.Now, cfg.Validity)
-	if err != nil {
-		return Config{}, err
-	}
-	bundle, err := request.Bundle(chain)
-	if err != nil {
-		return Config{}, err
-	}
-	key, err := auth.RequestKeyHash(request.CSR)
+	bundle, key, err := signFirst(ca, node, cfg.Now, cfg.Validity)
 	if err != nil {
 		return Config{}, err
 	}
@@ -92,7 +85,7 @@ func Init(ctx context.Context, cfg InitConfig) (Config, error) {
 		CA:      secret,
 		Until:   cfg.Now.Add(cfg.Validity).UTC(),
 	}
-	b.Node.Control = true
+	b.Node.Control, b.Node.Incarnation = true, 1
 	if node.External == nil {
 		b.Node.Member = api.MemberVoter
 	}
@@ -104,11 +97,17 @@ func Init(ctx context.Context, cfg InitConfig) (Config, error) {
 	if err := auth.WriteIdentity(node.IdentityDir(), bundle, ca.PEM()); err != nil {
 		return Config{}, err
 	}
-	if err := writeFile(filepath.Join(node.IdentityDir(), bootstrapFile), data); err != nil {
+	if err := writeFile(node.bootstrapPath(), data); err != nil {
+		return Config{}, err
+	}
+	if err := node.SaveIncarnation(Incarnation{Number: 1}); err != nil {
 		return Config{}, err
 	}
 	return node, node.Save()
 }
+
+// Record is how the node of this configuration is recorded.
+func (c Config) Record(key string, now time.Time) api.Node { return nodeRecord(c, key, now) }
 
 func nodeRecord(c Config, key string, now time.Time) api.Node {
 	n := api.Node{Name: c.Name, Address: c.APIAddress(), Joined: now.UTC(), Candidate: c.Candidate, Member: api.MemberNone, Key: key, Version: 1}
@@ -127,7 +126,7 @@ func refuseMember(dataDir string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := os.Stat(filepath.Join(c.IdentityDir(), bootstrapFile)); err == nil {
+	if _, err := os.Stat(c.bootstrapPath()); err == nil {
 		if _, err := os.Stat(filepath.Join(c.StateDir(), "member")); errors.Is(err, fs.ErrNotExist) {
 			return nil // an init that never got as far as having a state store
 		}
@@ -138,7 +137,7 @@ func refuseMember(dataDir string) error {
 // Bootstrap writes the cluster's first records if Init was here and they have
 // not been written yet. Whoever has the state store calls it at each start.
 func Bootstrap(ctx context.Context, c Config, store *state.Store) error {
-	path := filepath.Join(c.IdentityDir(), bootstrapFile)
+	path := c.bootstrapPath()
 	data, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -153,10 +152,15 @@ func Bootstrap(ctx context.Context, c Config, store *state.Store) error {
 	err = store.Update(ctx, func(tx *state.Tx) error {
 		there, _, err := state.TheCluster.Get(tx, "cluster")
 		switch {
-		case err == nil && there.ID == b.Cluster.ID:
+		case err == nil && there.ID == b.Cluster.ID && there.Incarnation > b.Cluster.Incarnation:
+			return EarlierIncarnation(b.Cluster.Incarnation, there.Incarnation)
+		case err == nil && there.ID == b.Cluster.ID && there.Incarnation == b.Cluster.Incarnation:
 			return nil
+		case err == nil && there.ID == b.Cluster.ID:
+			// The store outlived its cluster, as an external one can; a recovery
+			// replaces what is in it.
 		case err == nil:
-			return &api.Error{Kind: api.Exists, Op: "set up the cluster", Object: b.Cluster.ID, Reason: "that state store already holds cluster " + there.ID, Next: "join that one with drover join, or use another etcd"}
+			return &api.Error{Kind: api.Exists, Op: "set up the cluster", Object: b.Cluster.ID, Reason: "that state store already holds cluster " + there.ID, Next: "join that one with drover join, or give another --etcd-prefix or --cluster-name"}
 		case !api.Is(err, api.NotFound):
 			return err
 		}
@@ -177,12 +181,14 @@ func Bootstrap(ctx context.Context, c Config, store *state.Store) error {
 	return nil
 }
 
+func (c Config) bootstrapPath() string { return filepath.Join(c.IdentityDir(), bootstrapFile) }
+
 func issuedNode(name string) string { return "node/" + name }
 func issuedUser(name string) string { return "user/" + name }
 
 // IsFirst reports whether this node was made by Init and its cluster has no
 // state store yet: its member is the first one.
 func IsFirst(c Config) bool {
-	_, err := os.Stat(filepath.Join(c.IdentityDir(), bootstrapFile))
+	_, err := os.Stat(c.bootstrapPath())
 	return err == nil
 }

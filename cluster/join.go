@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/drover-data/drover/api"
@@ -19,13 +21,6 @@ import (
 
 // MaxSkew is how far the clocks of two nodes may be apart.
 const MaxSkew = 5 * time.Second
-
-// APIVersion is the version of API and transfer protocol that this binary
-// speaks; OldestAPI is the oldest that it still understands.
-const (
-	APIVersion = 1
-	OldestAPI  = 1
-)
 
 // dialBackProtocol (ALPN) is spoken for as long as a handshake takes: the
 // control node dials the joining one under its advertised address.
@@ -42,7 +37,9 @@ type JoinRequest struct {
 	CSR      []byte    `json:"csr" doc:"certificate request, PEM"`
 	Clock    time.Time `json:"clock" doc:"its time when it sent this"`
 	Software string    `json:"software" doc:"version of its binary"`
-	API      int       `json:"api" doc:"version of API and transfer protocol it speaks"`
+	API      int       `json:"api" doc:"newest version of API and transfer protocol it speaks"`
+	Oldest   int       `json:"oldestAPI,omitempty" doc:"oldest version that it still speaks; 0: only the newest"`
+	External bool      `json:"external,omitempty" doc:"it was given the TLS files of an etcd that is not Drover's"`
 	Worker   bool      `json:"worker,omitempty" doc:"it does not want to be a member of the state store, whatever the token allows"`
 }
 
@@ -53,6 +50,7 @@ type JoinAnswer struct {
 	Chain     []byte      `json:"chain" doc:"its certificate and the CA's, PEM"`
 	CA        []byte      `json:"ca" doc:"PEM"`
 	Endpoints []string    `json:"endpoints" doc:"of the state store"`
+	Prefix    string      `json:"prefix,omitempty" doc:"of all keys in an external state store"`
 	External  bool        `json:"external,omitempty" doc:"the state store is not Drover's own: its TLS files have to be given to this node"`
 }
 
@@ -63,6 +61,8 @@ type joinFacts struct {
 	node      *api.Node    // of the name wanted; nil: it is free
 	byAddress string       // node that has one of the addresses already
 	key       string       // hash of the request's key
+	// speak is what the nodes speak that it would have to talk to.
+	speak map[string]api.Versions
 }
 
 // check decides about a request, all but the dialing back. It is pure. replay
@@ -87,8 +87,11 @@ func (r JoinRequest) check(f joinFacts) (replay bool, err error) {
 	if err := r.Validate(); err != nil {
 		return false, err
 	}
-	if r.API < OldestAPI || r.API > APIVersion {
-		return refuse(api.Unsupported, fmt.Sprintf("its version %s speaks API %d, this cluster %d to %d", r.Software, r.API, OldestAPI, APIVersion), "install the cluster's version of Drover")
+	theirs := versions(r.API, r.Oldest)
+	for _, name := range slices.Sorted(maps.Keys(f.speak)) {
+		if _, ok := theirs.Common(f.speak[name]); !ok {
+			return refuse(api.Unsupported, fmt.Sprintf("its version %s speaks API %s, and %s of this cluster API %s", r.Software, theirs, name, f.speak[name]), "install the cluster's version of Drover")
+		}
 	}
 	if skew := r.Clock.Sub(f.now); skew.Abs() > MaxSkew {
 		return refuse(api.Invalid, fmt.Sprintf("its clock says %s and the cluster's %s, %v apart; at most %v are allowed", r.Clock.UTC().Format(time.RFC3339Nano), f.now.UTC().Format(time.RFC3339Nano), skew.Abs().Round(time.Millisecond), MaxSkew), "set the clocks, for instance with chrony or systemd-timesyncd")
@@ -227,8 +230,17 @@ func PrepareJoin(c Config, token auth.Token, software string, now time.Time) (Jo
 	return JoinRequest{
 		Token: token.ID, Secret: token.Secret, Name: c.Name, Address: c.APIAddress(),
 		StateURL: c.StateURL(), PeerURL: c.PeerURL(), CSR: r.CSR, Clock: now.UTC(),
-		Software: software, API: APIVersion, Worker: !c.Candidate,
+		Software: software, API: api.Speaks().Newest, Oldest: api.Speaks().Oldest, External: c.External != nil, Worker: !c.Candidate,
 	}, r, nil
+}
+
+// storeMismatch refuses a node that expects another kind of state store.
+func storeMismatch(node string, external bool) error {
+	e := &api.Error{Kind: api.Invalid, Op: "join cluster", Object: node, Reason: "this cluster runs its own state store", Next: "leave out --etcd-endpoints"}
+	if external {
+		e.Reason, e.Next = "this cluster keeps its state in an external etcd", "give --etcd-endpoints, and its TLS files with --etcd-ca, --etcd-cert and --etcd-key"
+	}
+	return e
 }
 
 // FinishJoin checks the answer against the token and writes this node's
@@ -255,16 +267,24 @@ func FinishJoin(c Config, token auth.Token, r *auth.Request, a JoinAnswer) (Conf
 	c.Cluster, c.Candidate = a.Cluster.ID, a.Node.Candidate
 	if c.External == nil {
 		if a.External {
-			return Config{}, &api.Error{Kind: api.Invalid, Op: "join cluster", Object: c.Name, Reason: "this cluster keeps its state in an external etcd", Next: "give its TLS files with --etcd-ca, --etcd-cert and --etcd-key"}
+			return Config{}, storeMismatch(c.Name, true)
 		}
 		c.Endpoints = a.Endpoints
-	} else if len(c.Endpoints) == 0 {
-		c.Endpoints = a.Endpoints
+	} else {
+		if len(c.Endpoints) == 0 {
+			c.Endpoints = a.Endpoints
+		}
+		x := *c.External
+		x.Prefix = a.Prefix
+		c.External = &x
 	}
 	if err := c.Validate(); err != nil {
 		return Config{}, err
 	}
 	if err := auth.WriteIdentity(c.IdentityDir(), bundle, bytes.Clone(a.CA)); err != nil {
+		return Config{}, err
+	}
+	if err := c.SaveIncarnation(Incarnation{Number: a.Cluster.Incarnation}); err != nil {
 		return Config{}, err
 	}
 	if err := c.Save(); err != nil {

@@ -28,6 +28,7 @@ type Service struct {
 	Node string
 	// Endpoints are given to joining nodes when the store is external.
 	Endpoints []string
+	Prefix    string           // of all keys in an external store
 	Validity  time.Duration    // of certificates; default auth.Validity
 	Now       func() time.Time // default time.Now
 }
@@ -88,7 +89,9 @@ func (s *Service) Join(ctx context.Context, r JoinRequest) (JoinAnswer, error) {
 		if err != nil {
 			return false, nil, err
 		}
-		replay, err = r.check(facts)
+		if replay, err = r.check(facts); err == nil && r.External != (s.Members == nil) {
+			err = storeMismatch(r.Name, s.Members == nil)
+		}
 		if replay {
 			node = *facts.node
 		}
@@ -110,6 +113,13 @@ func (s *Service) Join(ctx context.Context, r JoinRequest) (JoinAnswer, error) {
 		node = api.Node{
 			Name: r.Name, Address: r.Address, StateURL: r.StateURL, PeerURL: r.PeerURL,
 			Joined: s.now().UTC(), Candidate: token.Control && !r.Worker, Member: api.MemberNone, Key: key, Version: 1,
+		}
+		if c, _, err := state.TheCluster.Get(tx, "cluster"); err != nil {
+			return err
+		} else if c.Recovery != nil {
+			return &api.Error{Kind: api.Unavailable, Op: "join cluster", Object: r.Name, Reason: "the cluster is being recovered", Next: "wait until drover status shows that it is over"}
+		} else {
+			node.Incarnation = c.Incarnation
 		}
 		if s.Members == nil {
 			// Nobody but its operators gives or takes rights in an external store.
@@ -156,6 +166,13 @@ func (s *Service) joinFacts(ctx context.Context, tx *state.Tx, r JoinRequest, ke
 		}
 		return nil
 	})
+	if err != nil {
+		return f, err
+	}
+	f.speak, _, err = s.spoken(ctx)
+	if f.speak != nil {
+		f.speak[s.Node] = api.Speaks()
+	}
 	return f, err
 }
 
@@ -168,7 +185,7 @@ func (s *Service) welcome(ctx context.Context, node api.Node, csr []byte) (JoinA
 	if err != nil {
 		return JoinAnswer{}, err
 	}
-	a := JoinAnswer{Node: node, Chain: chain, CA: ca.PEM(), Endpoints: s.Endpoints, External: s.Members == nil}
+	a := JoinAnswer{Node: node, Chain: chain, CA: ca.PEM(), Endpoints: s.Endpoints, External: s.Members == nil, Prefix: s.Prefix}
 	err = s.Store.View(ctx, func(tx *state.Tx) (err error) {
 		a.Cluster, _, err = state.TheCluster.Get(tx, "cluster")
 		return err
@@ -192,6 +209,12 @@ func (s *Service) signNode(ca *auth.CA, node api.Node, csr []byte) ([]byte, erro
 		return nil, err
 	}
 	return ca.Sign(csr, auth.Subject{Kind: auth.NodeKind, Name: node.Name, Control: node.Control, Addresses: []string{host}}, s.now(), s.validity())
+}
+
+// Issued notes the key of a node's certificate that the records did not know,
+// so that a removal revokes it.
+func (s *Service) Issued(tx *state.Tx, node, key string) error {
+	return s.issued(tx, issuedNode(node), key)
 }
 
 // issued notes the key of a certificate, and forgets those that are over.

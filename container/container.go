@@ -6,6 +6,7 @@ package container
 
 import (
 	"context"
+	"io"
 	"time"
 )
 
@@ -102,4 +103,13 @@ type Engine interface {
 	Watch(ctx context.Context, changed func(id string)) error
 	// Ping says whether the engine answers, with its name and version.
 	Ping(ctx context.Context) (string, error)
+}
+
+// Sessions is the capability of an engine to keep a command open, found by
+// type assertion.
+type Sessions interface {
+	// Session begins a command inside a container. What is written is its
+	// standard input, what is read its output and errors; Close ends its
+	// input and lets go of it, which ends programs that read commands.
+	Session(ctx context.Context, id string, command []string) (io.ReadWriteCloser, error)
 }

@@ -117,3 +117,61 @@ func TestRecoverVolume(t *testing.T) {
 	w.equal(w.run("node2", "sh", "-c", "cat /var/lib/drover/pools/default/heads/*/main/data/f"), "late")
 	w.equal(w.busybox("node3", "vol", "cat /d/f"), "early")
 }
+
+// voters fails while the state store has not so many voters.
+func (w *world) voters(n int) error {
+	w.t.Helper()
+	if out, err := w.try("node1", "drover", "node", "ls"); err != nil || strings.Count(out, "voter") != n {
+		return fmt.Errorf("%v: %s", err, out)
+	}
+	return nil
+}
+
+// The state store's third member moves away from a node that drains, and comes
+// back to it: what the node had of it before is not in the way.
+func TestMemberMoves(t *testing.T) {
+	w := newWorld(t, 4, "512M")
+	part := func(node, want string) {
+		w.until(node+" is "+want, func() error {
+			out, err := w.try("node1", "drover", "node", "inspect", node)
+			if err != nil || !hasLine(out, "state store", want) {
+				return fmt.Errorf("%v: %s", err, out)
+			}
+			return nil
+		})
+	}
+	var members, spare []string
+	w.until("there are three voters", func() error {
+		members, spare = nil, nil
+		for _, n := range []string{"node2", "node3", "node4"} {
+			out, err := w.try("node1", "drover", "node", "inspect", n)
+			if err != nil {
+				return err
+			}
+			if hasLine(out, "state store", "voter") {
+				members = append(members, n)
+			} else {
+				spare = append(spare, n)
+			}
+		}
+		if len(members) != 2 {
+			return fmt.Errorf("members are node1 and %v", members)
+		}
+		return nil
+	})
+	out, in := members[0], spare[0]
+	w.run("node1", "drover", "node", "drain", out)
+	part(in, "voter")
+	part(out, "none")
+	w.until(out+" has cleared up", func() error {
+		if left, err := w.try(out, "ls", "/var/lib/drover/state"); err == nil {
+			return errors.New(left)
+		}
+		return nil
+	})
+	w.run("node1", "drover", "node", "drain", "--stop", out)
+	w.run("node1", "drover", "node", "drain", in)
+	part(out, "voter")
+	part(in, "none")
+	w.equal(w.busybox(out, "vol", "echo 1 > /d/f; cat /d/f"), "1")
+}

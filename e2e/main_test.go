@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/drover-data/drover/internal/powerloss"
 	"github.com/drover-data/drover/lab"
 )
 
@@ -21,6 +22,14 @@ import (
 var binary string
 
 func TestMain(m *testing.M) {
+	powerloss.Main()
+	if os.Getenv(dumpEnvironment) != "" {
+		if err := dump(context.Background()); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if len(os.Args) > 1 && os.Args[1] == lab.HostCommand {
 		os.Exit(lab.HostMain(os.Args[2:]))
 	}
@@ -46,12 +55,27 @@ func run(m *testing.M) int {
 
 // world is a lab of one test.
 type world struct {
-	t   *testing.T
-	lab *lab.Lab
+	t      *testing.T
+	lab    *lab.Lab
+	binary string // what "drover" is on its hosts
 }
 
 // newWorld brings a lab up with a cluster and the small image.
 func newWorld(t *testing.T, nodes int, pool string) *world {
+	t.Helper()
+	return newWorldOf(t, nodes, pool, binary)
+}
+
+func newWorldOf(t *testing.T, nodes int, pool, binary string) *world {
+	t.Helper()
+	w := newHosts(t, nodes)
+	w.binary = binary
+	w.cluster(lab.ClusterOptions{PoolSize: pool})
+	return w
+}
+
+// newHosts brings a lab up without a cluster.
+func newHosts(t *testing.T, nodes int) *world {
 	t.Helper()
 	name := fmt.Sprintf("e%d-%x", os.Getpid(), time.Now().UnixNano()&0xffffff)
 	t.Cleanup(func() {
@@ -59,21 +83,30 @@ func newWorld(t *testing.T, nodes int, pool string) *world {
 			t.Errorf("lab down: %v", err)
 		}
 	})
-	image, err := lab.BusyboxImage(t.Context(), "", t.Output())
-	if err != nil {
-		t.Fatal(err)
-	}
 	l, err := lab.Up(t.Context(), lab.Options{Name: name, Dir: "/var/tmp/drover-" + name, Nodes: nodes, Progress: t.Output()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t, l}
+	w := &world{t, l, binary}
 	t.Cleanup(func() {
 		if t.Failed() {
 			w.logs()
 		}
 	})
-	if err := l.StartCluster(t.Context(), lab.ClusterOptions{Binary: binary, PoolSize: pool, Verbose: true}); err != nil {
+	return w
+}
+
+// cluster makes the hosts a cluster, with the small image.
+func (w *world) cluster(o lab.ClusterOptions) {
+	t, l := w.t, w.lab
+	t.Helper()
+	o.Binary, o.Verbose = w.binary, true
+	nodes := len(l.Hosts())
+	image, err := lab.BusyboxImage(t.Context(), "", t.Output())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.StartCluster(t.Context(), o); err != nil {
 		t.Fatal(err)
 	}
 	if err := l.LoadImage(t.Context(), image); err != nil {
@@ -86,11 +119,10 @@ func newWorld(t *testing.T, nodes int, pool string) *world {
 		}
 		return nil
 	})
-	return w
 }
 
 // in is the same world for a part of the test.
-func (w *world) in(t *testing.T) *world { return &world{t, w.lab} }
+func (w *world) in(t *testing.T) *world { return &world{t, w.lab, w.binary} }
 
 // logs shows the end of the agents' logs of a test that failed.
 func (w *world) logs() {
@@ -122,7 +154,7 @@ func (w *world) try(host string, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(w.t.Context(), 2*time.Minute)
 	defer cancel()
 	if args[0] == "drover" {
-		args = append([]string{binary}, args[1:]...)
+		args = append([]string{w.binary}, args[1:]...)
 	}
 	var out, errs bytes.Buffer // two, because they are filled at the same time
 	err := w.host(host).Run(ctx, lab.Cmd{Args: args, Stdout: &out, Stderr: &errs})

@@ -36,12 +36,7 @@ func (w *world) slowly(asked, volume, to string) {
 // end, and the move takes place by itself once everybody is back.
 func TestMoveSurvives(t *testing.T) {
 	w := newWorld(t, 3, "3G")
-	w.until("there are three voters", func() error {
-		if out, err := w.try("node1", "drover", "node", "ls"); err != nil || strings.Count(out, "voter") != 3 {
-			return fmt.Errorf("%v: %s", err, out)
-		}
-		return nil
-	})
+	w.until("there are three voters", func() error { return w.voters(3) })
 	sum := w.filled("node1", "vol", 200)
 	from, to := "node1", "node2"
 	for _, fault := range []struct {

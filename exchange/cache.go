@@ -14,6 +14,7 @@ import (
 	"github.com/google/renameio/v2"
 	"github.com/opencontainers/go-digest"
 	"go.etcd.io/bbolt"
+	bolterrors "go.etcd.io/bbolt/errors"
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/remote"
@@ -179,7 +180,7 @@ func (r *Remote) openLeaves() (*leaves, error) {
 	path := filepath.Join(r.Cache, "leaves.db")
 	for range 2 {
 		db, err := bbolt.Open(path, 0o600, &bbolt.Options{NoSync: true, NoFreelistSync: true, Timeout: time.Second})
-		if errors.Is(err, bbolt.ErrTimeout) {
+		if errors.Is(err, bolterrors.ErrTimeout) {
 			return nil, nil // another exchange of this volume has it
 		}
 		if err == nil {

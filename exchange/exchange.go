@@ -121,15 +121,6 @@ func ociDigest(s treedigest.Sum) digest.Digest {
 	return digest.NewDigestFromEncoded(digest.SHA256, hex.EncodeToString(s[:]))
 }
 
-func treeSum(d digest.Digest) (s treedigest.Sum, err error) {
-	b, err := hex.DecodeString(d.Encoded())
-	if err != nil || len(b) != len(s) || d.Algorithm() != digest.SHA256 {
-		return s, &api.Error{Kind: api.Damaged, Op: "read manifest", Object: string(d), Reason: "not a SHA-256 digest"}
-	}
-	copy(s[:], b)
-	return s, nil
-}
-
 func damaged(object, reason string) error {
 	return &api.Error{Kind: api.Damaged, Op: "read commit", Object: object, Reason: reason, Next: "drover verify tells which commits are affected; push them again from a node that has them"}
 }

@@ -12,11 +12,6 @@ import (
 	"github.com/drover-data/drover/tree/layer"
 )
 
-// Note is what a commit's snapshot says of itself.
-type Note struct {
-	Commit *api.Commit `json:"commit,omitempty"`
-}
-
 // Into is where a commit is fetched to.
 type Into struct {
 	Backend storage.Backend
@@ -48,7 +43,7 @@ func (r *Remote) Get(ctx context.Context, s *Stored, into Into) (storage.Snapsho
 	if err != nil {
 		return storage.Snapshot{}, err
 	}
-	note, err := json.Marshal(Note{Commit: &s.Record.Commit})
+	note, err := json.Marshal(repo.Note{Commit: &s.Record.Commit})
 	if err != nil {
 		return storage.Snapshot{}, err
 	}

@@ -15,6 +15,9 @@ type ClusterOptions struct {
 	Binary   string // path of drover
 	PoolSize string // of each host's default pool, as in "6G"; "" lets it choose
 	Verbose  bool   // agents log every action
+	// External gives init and join of a host what they need to keep the state
+	// in an etcd that is not Drover's; no state unit is started then.
+	External func(h *Host) []string
 }
 
 // StartCluster makes the hosts one cluster, the first one by init and the
@@ -44,10 +47,14 @@ func (h *Host) drover(ctx context.Context, o ClusterOptions, args ...string) (st
 
 // setUp makes the host a node, starts its units and waits for its pool.
 func (h *Host) setUp(ctx context.Context, o ClusterOptions, args ...string) error {
+	units := []string{"state", "agent"}
+	if o.External != nil {
+		args, units = append(args, o.External(h)...), units[1:]
+	}
 	if _, err := h.drover(ctx, o, append(args, "--no-start", "--name", h.Name(), "--advertise", h.Address())...); err != nil {
 		return err
 	}
-	for _, unit := range []string{"state", "agent"} {
+	for _, unit := range units {
 		s := Service{Name: unit, Args: []string{o.Binary, unit}, Restart: "always", BeforeDocker: true, Notify: true}
 		if o.Verbose {
 			s.Args = append(s.Args, "--verbose")

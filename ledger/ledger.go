@@ -26,6 +26,12 @@ type Create struct {
 	// Seed is a snapshot in Pool to begin with, of the volume SeedVolume.
 	Seed       string `json:"seed,omitempty"`
 	SeedVolume string `json:"seedVolume,omitempty"`
+	// Commit is the tip of its branch, when Seed is a commit of its own that was
+	// brought here before; Branch is then that branch, and Remotes where it is from.
+	Commit  string                `json:"commit,omitempty"`
+	Branch  string                `json:"branch,omitempty"`
+	Tip     *api.Tip              `json:"tip,omitempty"`
+	Remotes map[string]api.Remote `json:"remotes,omitempty"`
 }
 
 // MinSize is the smallest limit a volume can have, in bytes: file systems
@@ -43,9 +49,16 @@ func New(c Create, now time.Time) (api.Volume, error) {
 	if err := CheckSize(c.Name, c.Size); err != nil {
 		return api.Volume{}, err
 	}
+	branch := c.Branch
+	if branch == "" {
+		branch = api.MainBranch
+	}
+	if err := api.CheckBranchName(branch); err != nil {
+		return api.Volume{}, err
+	}
 	return api.Volume{
-		ID: c.ID, Name: c.Name, Labels: maps.Clone(c.Labels), Size: c.Size, Branch: api.MainBranch, Created: now,
-		Heads: map[string]api.Head{api.MainBranch: {Node: c.Node, Pool: c.Pool, Epoch: 1, Since: now, Seed: c.Seed, SeedVolume: c.SeedVolume}},
+		ID: c.ID, Name: c.Name, Labels: maps.Clone(c.Labels), Size: c.Size, Branch: branch, Created: now, Remotes: maps.Clone(c.Remotes),
+		Heads: map[string]api.Head{branch: {Node: c.Node, Pool: c.Pool, Epoch: 1, Since: now, Seed: c.Seed, SeedVolume: c.SeedVolume, Commit: c.Commit, Tip: c.Tip}},
 	}, nil
 }
 
@@ -75,6 +88,9 @@ func Concerned(v api.Volume) []string {
 		for node := range h.Stranded {
 			set[node] = true
 		}
+	}
+	for _, d := range v.Dropped {
+		set[d.Node] = true
 	}
 	return slices.Sorted(maps.Keys(set))
 }
@@ -178,7 +194,7 @@ func Hand(v api.Volume, branch string, o HandOver, now time.Time) (api.Volume, e
 	h.From, h.FromPool = h.Node, h.Pool
 	h.Node, h.Pool = h.Move.To, h.Move.Pool
 	h.Epoch++
-	h.Since, h.Seed, h.SeedVolume, h.Ready, h.Move = now, o.Snapshot, "", false, nil
+	h.Since, h.Seed, h.SeedVolume, h.Ready, h.Move, h.Was = now, o.Snapshot, "", false, nil, 0
 	return put(h), nil
 }
 
@@ -366,7 +382,7 @@ func Adopt(v api.Volume, branch, node, pool, snapshot, proof, loss string, now t
 	delete(h.Stranded, node)
 	h.From, h.FromPool, h.Node, h.Pool = "", "", node, pool
 	h.Epoch++
-	h.Since, h.Seed, h.SeedVolume, h.Ready, h.Move = now, snapshot, "", false, nil
+	h.Since, h.Seed, h.SeedVolume, h.Ready, h.Move, h.Was = now, snapshot, "", false, nil, 0
 	return put(h), nil
 }
 

@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"context"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -16,6 +17,18 @@ type Service struct {
 	Now   func() time.Time
 	NewID func() string
 	Grace time.Duration // how long a deleted volume can be restored
+	// Hold gives an error while no record may change; nil never does.
+	Hold func() error
+}
+
+// update is Store.Update for a change of records that users and agents ask for.
+func (s *Service) update(ctx context.Context, f func(*state.Tx) error) error {
+	if s.Hold != nil {
+		if err := s.Hold(); err != nil {
+			return err
+		}
+	}
+	return s.Store.Update(ctx, f)
 }
 
 // Volume looks up a volume by id, by name, or, when that is unique, by a
@@ -90,7 +103,7 @@ func put(tx *state.Tx, before api.Volume, after *api.Volume) error {
 	}
 	nodes := Concerned(*after)
 	for _, node := range nodes {
-		if err := state.Assigned.Put(tx, node+"/"+after.ID, *after); err != nil {
+		if err := state.Assigned.PutCopy(tx, node+"/"+after.ID, state.Volumes, after.ID); err != nil {
 			return err
 		}
 	}
@@ -105,7 +118,7 @@ func put(tx *state.Tx, before api.Volume, after *api.Volume) error {
 // change applies a rule to the volume with that id.
 func (s *Service) change(ctx context.Context, id string, rule func(api.Volume) (api.Volume, error)) (api.Volume, error) {
 	var after api.Volume
-	err := s.Store.Update(ctx, func(tx *state.Tx) error {
+	err := s.update(ctx, func(tx *state.Tx) error {
 		before, err := get(tx, id)
 		if err != nil {
 			return err
@@ -128,7 +141,7 @@ func (s *Service) Create(ctx context.Context, c Create) (api.Volume, error) {
 	if err != nil {
 		return v, err
 	}
-	err = s.Store.Update(ctx, func(tx *state.Tx) error {
+	err = s.update(ctx, func(tx *state.Tx) error {
 		// The same call again, its first answer lost, finds its own work.
 		if known, err := get(tx, v.ID); err == nil {
 			v = known
@@ -161,7 +174,7 @@ func take(tx *state.Tx, name, id, op string) error {
 // RequestMove writes down a wish; see the function of that name.
 func (s *Service) RequestMove(ctx context.Context, id, branch string, m api.Move) (api.Volume, error) {
 	var after api.Volume
-	err := s.Store.Update(ctx, func(tx *state.Tx) error {
+	err := s.update(ctx, func(tx *state.Tx) error {
 		node, _, err := state.Nodes.Get(tx, m.To)
 		if err != nil {
 			return err
@@ -230,7 +243,7 @@ func (s *Service) Adopt(ctx context.Context, id, branch, node, pool, snapshot, p
 // Delete begins a volume's grace and frees its name.
 func (s *Service) Delete(ctx context.Context, id, by string) (api.Volume, error) {
 	var after api.Volume
-	err := s.Store.Update(ctx, func(tx *state.Tx) error {
+	err := s.update(ctx, func(tx *state.Tx) error {
 		before, err := get(tx, id)
 		if err != nil {
 			return err
@@ -252,7 +265,7 @@ func (s *Service) Delete(ctx context.Context, id, by string) (api.Volume, error)
 // Restore ends the grace and takes the name again, or another one.
 func (s *Service) Restore(ctx context.Context, id, name string) (api.Volume, error) {
 	var after api.Volume
-	err := s.Store.Update(ctx, func(tx *state.Tx) error {
+	err := s.update(ctx, func(tx *state.Tx) error {
 		before, err := get(tx, id)
 		if err != nil {
 			return err
@@ -278,9 +291,50 @@ func (s *Service) BeginPurge(ctx context.Context, id string) (api.Volume, error)
 	return s.change(ctx, id, func(v api.Volume) (api.Volume, error) { return BeginPurge(v, s.Now()) })
 }
 
+// Change changes a volume's references.
+func (s *Service) Change(ctx context.Context, id string, c Change) (api.Volume, error) {
+	if c.NewBranch != nil {
+		if err := s.Store.View(ctx, func(tx *state.Tx) error {
+			_, _, err := state.Nodes.Get(tx, c.NewBranch.Node)
+			return err
+		}); err != nil {
+			return api.Volume{}, err
+		}
+	}
+	return s.change(ctx, id, func(v api.Volume) (api.Volume, error) { return Apply(v, c, s.Now(), s.Grace) })
+}
+
+// AdvanceAll moves the tips of branches of several volumes, by id: all of them
+// in one transaction, or none.
+func (s *Service) AdvanceAll(ctx context.Context, moves map[string]Advance) (map[string]api.Volume, error) {
+	out := map[string]api.Volume{}
+	err := s.Store.Update(ctx, func(tx *state.Tx) error {
+		clear(out)
+		for _, id := range slices.Sorted(maps.Keys(moves)) {
+			before, err := get(tx, id)
+			if err != nil {
+				return err
+			}
+			a := moves[id]
+			after, err := Apply(before, Change{Advance: &a}, s.Now(), s.Grace)
+			if err != nil {
+				return err
+			}
+			if !same(before, after) {
+				if err := put(tx, before, &after); err != nil {
+					return err
+				}
+			}
+			out[id] = after
+		}
+		return nil
+	})
+	return out, err
+}
+
 // Forget notes that an owner destroyed a head whose grace ended.
 func (s *Service) Forget(ctx context.Context, id, branch, node string, epoch uint64) error {
-	return s.Store.Update(ctx, func(tx *state.Tx) error {
+	return s.update(ctx, func(tx *state.Tx) error {
 		before, err := get(tx, id)
 		if api.Is(err, api.NotFound) {
 			return nil
@@ -300,5 +354,38 @@ func (s *Service) Forget(ctx context.Context, id, branch, node string, epoch uin
 			state.Assigned.Delete(tx, n+"/"+id)
 		}
 		return nil
+	})
+}
+
+// Replace writes a record as a recovery found it to be, whatever was there,
+// with the name and the copies that belong to it.
+func (s *Service) Replace(ctx context.Context, v api.Volume) error {
+	return s.Store.Update(ctx, func(tx *state.Tx) error {
+		before, err := get(tx, v.ID)
+		if err != nil && !api.Is(err, api.NotFound) {
+			return err
+		}
+		for _, name := range []string{before.Name, v.Name} {
+			if name == "" {
+				continue
+			}
+			holder, _, err := state.Names.Get(tx, name)
+			switch {
+			case err != nil && !api.Is(err, api.NotFound):
+				return err
+			case name == v.Name && v.Deleted == nil:
+				if err == nil && holder != v.ID {
+					return &api.Error{Kind: api.Conflict, Op: "recover volume", Object: v.Name, Reason: "another volume has the name"}
+				}
+				if err := state.Names.Put(tx, name, v.ID); err != nil {
+					return err
+				}
+			case err == nil && holder == v.ID:
+				state.Names.Delete(tx, name)
+			}
+		}
+		after := v
+		before.Version = max(before.Version, v.Version)
+		return put(tx, before, &after)
 	})
 }

@@ -227,7 +227,7 @@ var pluginCall = map[string]bool{
 // out: they are long because nothing happens.
 func (m *Metrics) API(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/v1/events" {
+		if r.URL.Path == "/v1/events/stream" {
 			next.ServeHTTP(w, r)
 			return
 		}

@@ -90,7 +90,7 @@ func TestCalls(t *testing.T) {
 	call(m.Plugin(answer(404)), "POST", "/made/up")
 	call(m.API(answer(404)), "GET", "/v1/volumes/x")
 	call(m.API(answer(200)), "BREW", "/v1/volumes")
-	call(m.API(answer(200)), "GET", "/v1/events")
+	call(m.API(answer(200)), "GET", "/v1/events/stream")
 	has(t, scrape(t, m),
 		`drover_plugin_call_seconds_count{call="VolumeDriver.Mount",outcome="ok"} 1`, `drover_plugin_call_seconds_count{call="VolumeDriver.Get",outcome="error"} 1`,
 		`drover_plugin_call_seconds_count{call="other",outcome="error"} 1`, `drover_api_request_seconds_count{code="404",method="GET"} 1`,

@@ -95,6 +95,10 @@ func (l ledgers) Forget(ctx context.Context, id, branch, node string, epoch uint
 	return l.near().Forget(ctx, id, branch, node, epoch)
 }
 
+func (l ledgers) Change(ctx context.Context, id string, c ledger.Change) (api.Volume, error) {
+	return l.near().Change(ctx, id, c)
+}
+
 // peers hands the trace of the request behind a move on to the node that it
 // moves to: the agent works on it long after the request was answered.
 type peers struct{ *remote.Network }

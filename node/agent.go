@@ -17,6 +17,8 @@ import (
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -25,6 +27,7 @@ import (
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/apiserver"
 	"github.com/drover-data/drover/auth"
+	"github.com/drover-data/drover/backup"
 	"github.com/drover-data/drover/cluster"
 	"github.com/drover-data/drover/container/docker"
 	"github.com/drover-data/drover/events"
@@ -32,6 +35,7 @@ import (
 	"github.com/drover-data/drover/metrics"
 	"github.com/drover-data/drover/peer/remote"
 	plugin "github.com/drover-data/drover/plugin/docker"
+	"github.com/drover-data/drover/recovery"
 	"github.com/drover-data/drover/state"
 	"github.com/drover-data/drover/state/etcd"
 	"github.com/drover-data/drover/transfer"
@@ -89,16 +93,37 @@ type unit struct {
 	events  *events.Log
 	metrics *metrics.Metrics
 	renew   chan struct{}
+
+	pinned    atomic.Pointer[cluster.Incarnation]
+	pinning   sync.Mutex // held while pinned is changed
+	fence     *cluster.Fence
+	recovery  *recovery.Service
+	life      atomic.Pointer[api.Cluster] // as the state store last said
+	leased    atomic.Bool                 // this node's lease is held
+	isControl atomic.Bool                 // as its record says; its certificate has to say so as well
 }
 
 // Agent runs the agent unit until ctx ends. Mounts outlive it.
 func Agent(ctx context.Context, cfg Config) error {
+	for {
+		err := runAgent(ctx, cfg)
+		if !errors.Is(err, errLater) || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// runAgent runs it within one incarnation of the cluster.
+func runAgent(ctx context.Context, cfg Config) error {
 	u := &unit{cfg: cfg.WithDefaults(), renew: make(chan struct{}, 1)}
 	if err := u.open(); err != nil {
 		return err
 	}
 	defer u.kv.Close()
 	if err := u.build(); err != nil {
+		return err
+	}
+	if err := u.fits(ctx); err != nil {
 		return err
 	}
 	group, ctx := errgroup.WithContext(ctx)
@@ -116,11 +141,28 @@ func Agent(ctx context.Context, cfg Config) error {
 	group.Go(func() error { return u.lead(ctx) })
 	group.Go(func() error { return u.followMembership(ctx) })
 	group.Go(func() error { u.countEvents(ctx); return nil })
+	group.Go(func() error { return u.followCluster(ctx) })
+	group.Go(func() error { return u.seekLater(ctx) })
 	if u.cfg.Ready != nil {
 		u.cfg.Ready()
 	}
 	u.cfg.Log.Info("agent is ready", "node", u.node.Name, "address", u.node.APIAddress(), "version", u.cfg.Version)
 	return group.Wait()
+}
+
+// fits refuses to run a version that cannot talk to the other nodes, before
+// anything is touched. Without the store's answer nothing is known against it: the
+// volumes of this host are served, and the question is asked again.
+func (u *unit) fits(ctx context.Context) error {
+	const patience = time.Second
+	asking, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	if err := u.cluster.Fits(asking); api.Is(err, api.Unsupported) {
+		return err
+	} else if err != nil {
+		u.cfg.Log.Warn("whether this version fits the cluster is not known yet", "error", err)
+	}
+	return nil
 }
 
 // open reads identity and configuration and reaches for the state store.
@@ -131,12 +173,23 @@ func (u *unit) open() (err error) {
 	if u.keeper, err = auth.Open(u.node.IdentityDir()); err != nil {
 		return err
 	}
+	u.isControl.Store(true)
+	pin, err := u.node.LoadIncarnation()
+	if err != nil {
+		return err
+	}
+	u.pinned.Store(&pin)
 	if u.revoked, err = auth.OpenRevoked(filepath.Join(u.node.IdentityDir(), "revoked-agent.crl")); err != nil {
 		return err
 	}
 	config := etcd.ClientConfig{Endpoints: u.node.Endpoints}
+	if pin.Store != "" {
+		if config.Store, err = strconv.ParseUint(pin.Store, 16, 64); err != nil {
+			return &api.Error{Kind: api.Damaged, Op: "read incarnation", Object: pin.Store, Err: err}
+		}
+	}
 	if x := u.node.External; x != nil {
-		config.Sync = -1
+		config.Sync, config.Prefix, config.External = -1, x.Prefix, true
 		if config.TLS, err = externalTLS(*x); err != nil {
 			return err
 		}
@@ -151,11 +204,32 @@ func (u *unit) open() (err error) {
 		Pools:   func() []api.Pool { return u.agent.Pools() },
 		Expires: func() time.Time { return u.keeper.Certificate().NotAfter },
 	})
-	u.store = state.New(u.metrics.KV(u.kv))
+	u.fence = cluster.NewFence(u.metrics.KV(u.kv), u.node.Cluster, pin.Number)
+	u.store = state.New(u.fence)
 	return nil
 }
 
-func (u *unit) control() bool { return u.keeper.Identity().Control }
+func (u *unit) control() bool { return u.keeper.Identity().Control && u.isControl.Load() }
+
+// pin is the incarnation of the cluster that this node has seen.
+func (u *unit) pin() cluster.Incarnation { return *u.pinned.Load() }
+
+// report tells the cluster what this node's pools hold.
+func (u *unit) report(ctx context.Context, r ledger.Report) error {
+	r.Node = u.node.Record(u.keeper.Identity().KeyHash, time.Now())
+	if u.control() {
+		// The certificate may say "control" of a former incarnation.
+		if err := u.recovery.Report(ctx, u.keeper.Identity(), r); !api.Is(err, api.Denied) {
+			return err
+		}
+	}
+	return u.network.Report(ctx, r)
+}
+
+// backup takes a backup of the cluster's state.
+func (u *unit) backup(ctx context.Context, seal backup.Seal) ([]byte, backup.Header, error) {
+	return recovery.Take(ctx, u.store, u.node.Name, u.cfg.Version, seal, time.Now())
+}
 
 // NewID is 128 random bits in hexadecimal.
 func NewID() string {
@@ -172,7 +246,7 @@ func (u *unit) build() error {
 	if u.node.External == nil {
 		u.cluster.Members, u.cluster.Access = u.kv.Members(), u.kv.Users()
 	} else {
-		u.cluster.Endpoints = u.node.Endpoints
+		u.cluster.Endpoints, u.cluster.Prefix = u.node.Endpoints, u.node.External.Prefix
 	}
 	engine, err := docker.New(docker.Options{Host: u.cfg.Docker})
 	if err != nil {
@@ -180,11 +254,17 @@ func (u *unit) build() error {
 	}
 	books := ledgers{
 		control: u.control, events: u.events, far: remote.Ledger{Network: u.network},
-		Service: &ledger.Service{Store: u.store, Now: time.Now, NewID: NewID, Grace: u.cfg.Grace},
+		Service: &ledger.Service{Store: u.store, Now: time.Now, NewID: NewID, Grace: u.cfg.Grace, Hold: u.recovering},
+	}
+	u.network.Know(u.pin().Controls)
+	u.recovery = &recovery.Service{
+		Store: u.store, Access: u.cluster.Access, Ledger: books.Service, Now: time.Now, Grace: u.cfg.Grace,
+		Issued: u.cluster.Issued, Tell: u.events.Add,
 	}
 	u.agent, err = agent.New(agent.Config{
-		Node: u.node.Name, Cluster: u.node.Cluster, DataDir: u.cfg.DataDir, VolatileDir: u.cfg.RunDir,
+		Node: u.node.Name, Cluster: u.node.Cluster, Incarnation: u.pin().Number, DataDir: u.cfg.DataDir, VolatileDir: u.cfg.RunDir,
 	}, agent.Deps{
+		Report: u.report, Remotes: places{u.cfg.DataDir},
 		Store: u.store, Ledger: books, Peers: peers{u.network}, Engine: engine, Users: finder{},
 		Open: opener{dataDir: u.cfg.DataDir}.open, Portable: tree.Streams{}, Events: u.events, Log: u.cfg.Log, Now: time.Now, NewID: NewID,
 	})
@@ -194,6 +274,7 @@ func (u *unit) build() error {
 	u.api = apiserver.New(apiserver.Config{
 		Node: u.node.Name, Version: u.cfg.Version, Control: u.control, Agent: u.agent, Ledger: books,
 		Cluster: u.cluster, Events: u.events, Log: u.cfg.Log, Forward: u.network.Transport, Metrics: u.metrics.Handler(),
+		Recovery: u.recovery, Incarnation: u.says, Backup: u.backup,
 	})
 	return nil
 }

@@ -6,16 +6,16 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"reflect"
 	"time"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/cluster"
+	"github.com/drover-data/drover/internal/durable"
 	"github.com/drover-data/drover/state"
 	"github.com/drover-data/drover/state/etcd"
 )
@@ -47,14 +47,25 @@ const statusEvery = 10 * time.Second
 // heartbeat keeps the node's lease, with what the node says of itself.
 func (u *unit) heartbeat(ctx context.Context) error {
 	for ctx.Err() == nil {
-		lease, lost, err := u.kv.Lease(ctx, state.LeaseTTL)
+		err := u.cluster.Fits(ctx)
+		if api.Is(err, api.Unsupported) {
+			return err
+		}
+		var lease int64
+		var lost <-chan struct{}
 		if err == nil {
+			lease, lost, err = u.store.KV().Lease(ctx, state.LeaseTTL)
+		}
+		if err == nil {
+			u.leased.Store(true)
 			err = u.alive(ctx, lease, lost)
 		}
+		u.leased.Store(false)
 		if ctx.Err() != nil {
 			break
 		}
-		if api.Is(err, api.Denied) || api.Is(err, api.Unauthenticated) {
+		// After a recovery the store may not know this node until it has reported.
+		if (api.Is(err, api.Denied) || api.Is(err, api.Unauthenticated)) && u.agent.OnHold() == "" {
 			return err
 		}
 		u.cfg.Log.Warn("the node's lease is lost; trying again", "error", err)
@@ -75,7 +86,7 @@ func (u *unit) alive(ctx context.Context, lease int64, lost <-chan struct{}) err
 	ticker := time.NewTicker(statusEvery)
 	defer ticker.Stop()
 	for {
-		now := api.NodeStatus{Online: true, Software: u.cfg.Version, API: cluster.APIVersion, Boot: string(boot[:len(boot)-1]), Pools: coarse(u.agent.Pools())}
+		now := api.NodeStatus{Online: true, Software: u.cfg.Version, API: api.Speaks().Newest, Oldest: api.Speaks().Oldest, Boot: string(boot[:len(boot)-1]), Pools: coarse(u.agent.Pools())}
 		if !reflect.DeepEqual(now, said) {
 			said = now
 			now.Seen = time.Now().UTC()
@@ -149,12 +160,16 @@ func (u *unit) lead(ctx context.Context) error {
 			pause(ctx, 5*time.Second)
 			continue
 		}
-		if err := cluster.Bootstrap(ctx, u.node, u.store); err != nil {
+		err := cluster.Bootstrap(ctx, u.node, state.New(u.kv)) // past the fence, which wants them to be there
+		if err == nil {
+			err = u.recovery.Restore(ctx, u.node)
+		}
+		if err != nil {
 			u.cfg.Log.Warn("the cluster's first records are not written yet", "error", err)
 			pause(ctx, time.Second)
 			continue
 		}
-		err := state.Lead(ctx, u.kv, "controller", u.node.Name, u.chores)
+		err = state.Lead(ctx, u.store.KV(), "controller", u.node.Name, u.chores)
 		if ctx.Err() == nil {
 			u.cfg.Log.Warn("no longer a candidate for leading", "error", err)
 			pause(ctx, 5*time.Second)
@@ -169,6 +184,9 @@ func (u *unit) chores(ctx context.Context) error {
 	defer ticker.Stop()
 	seen := map[string]bool{}
 	for {
+		if err := u.recovery.Continue(ctx); err != nil && ctx.Err() == nil {
+			u.cfg.Log.Warn("cannot end the recovery", "error", err)
+		}
 		did, err := u.cluster.Rebalance(ctx)
 		if err != nil && ctx.Err() == nil {
 			u.cfg.Log.Warn("cannot look after the members of the state store", "error", err)
@@ -218,7 +236,7 @@ func (u *unit) watchNodes(ctx context.Context, online map[string]bool) error {
 }
 
 // followMembership turns what the node's record says about its part in the
-// state store into what the state unit needs to start.
+// state store into what the state unit needs to start, and into its certificate.
 func (u *unit) followMembership(ctx context.Context) error {
 	if u.node.External != nil {
 		return nil
@@ -227,7 +245,7 @@ func (u *unit) followMembership(ctx context.Context) error {
 	defer ticker.Stop()
 	for {
 		if err := u.startMember(ctx); err != nil && ctx.Err() == nil && !api.Is(err, api.Unavailable) {
-			u.cfg.Log.Warn("cannot become a member of the state store", "error", err)
+			u.cfg.Log.Warn("cannot take the part in the state store that the node's record says", "error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -238,7 +256,7 @@ func (u *unit) followMembership(ctx context.Context) error {
 }
 
 func (u *unit) startMember(ctx context.Context) error {
-	if _, err := os.Stat(filepath.Join(u.node.StateDir(), "member")); err == nil && u.control() {
+	if cluster.IsFirst(u.node) || Retired(u.node) {
 		return nil
 	}
 	var rec api.Node
@@ -246,8 +264,12 @@ func (u *unit) startMember(ctx context.Context) error {
 		rec, _, err = state.Nodes.Get(tx, u.node.Name)
 		return err
 	})
-	if err != nil || rec.Member == api.MemberNone || rec.Member == "" {
+	if err != nil {
 		return err
+	}
+	u.isControl.Store(rec.Control)
+	if rec.Member == api.MemberNone || rec.Member == "" {
+		return u.endMember(ctx, rec)
 	}
 	if !u.control() {
 		if err := u.keeper.Renew(ctx, u.sign); err != nil {
@@ -255,7 +277,7 @@ func (u *unit) startMember(ctx context.Context) error {
 		}
 		u.network.Cut()
 	}
-	if _, err := os.Stat(filepath.Join(u.node.StateDir(), "member")); err == nil {
+	if hasMember(u.node) {
 		return nil
 	}
 	start, err := u.network.MemberStart(ctx)
@@ -265,18 +287,38 @@ func (u *unit) startMember(ctx context.Context) error {
 	return writeStart(u.node, start)
 }
 
+// endMember clears up when this node has no part in the state store any more:
+// what its member had cannot be used again, and a certificate that says
+// "control" would promise what the store no longer grants.
+func (u *unit) endMember(ctx context.Context, rec api.Node) error {
+	if hasMember(u.node) {
+		u.events.Add(api.Event{Type: "state.member", Object: u.node.Name, Message: u.node.Name + " is no member of the state store any more; its data of it is removed"})
+	}
+	if err := Retire(u.node, ""); err != nil {
+		return err
+	}
+	if rec.Control || !u.keeper.Identity().Control {
+		return nil
+	}
+	if err := u.keeper.Renew(ctx, u.sign); err != nil {
+		return err
+	}
+	u.network.Cut()
+	return nil
+}
+
 // startFile tells the state unit how to join the other members.
 const startFile = "start.json"
 
 func writeStart(c cluster.Config, start cluster.MemberStart) error {
-	if err := os.MkdirAll(c.StateDir(), 0o700); err != nil {
+	if err := durable.MkdirAll(c.StateDir(), 0o700); err != nil {
 		return err
 	}
 	text, err := json.Marshal(start)
 	if err != nil {
 		return err
 	}
-	return renameio.WriteFile(filepath.Join(c.StateDir(), startFile), text, 0o600)
+	return durable.WriteFile(filepath.Join(c.StateDir(), startFile), text, 0o600)
 }
 
 func readStart(c cluster.Config) (start cluster.MemberStart, found bool, err error) {
@@ -288,6 +330,16 @@ func readStart(c cluster.Config) (start cluster.MemberStart, found bool, err err
 		return start, false, err
 	}
 	return start, true, json.Unmarshal(text, &start)
+}
+
+// CheckExternal finds out whether the etcd of a configuration will do, before
+// anything is made that relies on it. It gives the endpoints that are silent.
+func CheckExternal(ctx context.Context, c cluster.Config, control bool) ([]string, error) {
+	config, err := externalTLS(*c.External)
+	if err != nil {
+		return nil, err
+	}
+	return etcd.Check(ctx, etcd.ClientConfig{Endpoints: c.Endpoints, TLS: config, Prefix: c.External.Prefix, External: true}, control)
 }
 
 func externalTLS(x cluster.External) (*tls.Config, error) {
@@ -318,6 +370,9 @@ func State(ctx context.Context, cfg Config) error {
 		if node.External != nil {
 			return &api.Error{Kind: api.Invalid, Op: "run the state store", Object: node.Name, Reason: "this cluster keeps its state in an external etcd"}
 		}
+		if err := ClearRetired(node, time.Now()); err != nil {
+			return err
+		}
 		start, found, err := readStart(node)
 		if err != nil {
 			return err
@@ -327,7 +382,12 @@ func State(ctx context.Context, cfg Config) error {
 			pause(ctx, 500*time.Millisecond)
 			continue
 		}
-		if err := member(ctx, cfg, node, start); err != nil {
+		running, stop := context.WithCancel(ctx)
+		go func() { defer stop(); untilRetired(running, node) }()
+		err = member(running, cfg, node, start)
+		stop()
+		// A member that was removed stops by itself, before it is told why.
+		if err != nil && !Retired(node) {
 			return err
 		}
 	}
@@ -341,8 +401,17 @@ func member(ctx context.Context, cfg Config, node cluster.Config, start cluster.
 	}
 	peers := start.Peers
 	delete(peers, node.Name)
+	seen, err := node.LoadIncarnation()
+	if err != nil {
+		return err
+	}
+	// The stores of two incarnations must never take each other's members.
+	id := node.Cluster
+	if seen.Number > 1 {
+		id = fmt.Sprintf("%s-%d", id, seen.Number)
+	}
 	return etcd.Serve(ctx, etcd.Config{
 		Name: node.Name, Dir: node.StateDir(), Address: node.Address, ClientPort: node.Ports.State, PeerPort: node.Ports.Peer,
-		Identity: keeper, ClusterID: node.Cluster, Peers: peers, Log: cfg.Log,
+		Identity: keeper, ClusterID: id, Peers: peers, Log: cfg.Log,
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 
 	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/cluster"
 	"github.com/drover-data/drover/container"
 	"github.com/drover-data/drover/ledger"
 	"github.com/drover-data/drover/storage"
@@ -24,8 +25,48 @@ type Agents interface {
 	Status(ctx context.Context, node, volume, branch string) (api.HeadStatus, error)
 	// Delete asks an owner to delete a volume that nobody uses.
 	Delete(ctx context.Context, node, volume, by string) error
+	// Held lists the snapshots of a volume that a node holds.
+	Held(ctx context.Context, node, volume string) ([]api.HeldSnapshot, error)
+	// Hold holds a head's users for a commit of several volumes, Take makes its
+	// snapshot, Release lets them go; see agent.
+	Hold(ctx context.Context, node string, r Hold) (Held, error)
+	Take(ctx context.Context, node string, r Take) error
+	Release(ctx context.Context, node string, r Release) error
 	// Dial opens a connection for a transfer session.
 	Dial(ctx context.Context, node string) (net.Conn, error)
+}
+
+// Hold asks an owner to hold a head's users.
+type Hold struct {
+	Token       string          `json:"token"` // names the hold
+	Volume      string          `json:"volume"`
+	Branch      string          `json:"branch"`
+	Consistency api.Consistency `json:"consistency,omitempty"`
+}
+
+// Held is a head that is held, or is to be.
+type Held struct {
+	Token  string          `json:"token"`
+	Node   string          `json:"node"`
+	Volume string          `json:"volume"` // id
+	Name   string          `json:"name"`
+	Branch string          `json:"branch"`
+	Level  api.Consistency `json:"level,omitempty"`
+	Hooks  []string        `json:"hooks,omitempty"`
+	Epoch  uint64          `json:"epoch,omitempty"`
+	Tip    string          `json:"tip,omitempty"`
+}
+
+// Take asks for the snapshot of a head that is held.
+type Take struct {
+	Token  string     `json:"token"`
+	Commit api.Commit `json:"commit"`
+}
+
+// Release ends a hold. Drop removes the snapshots that it was held for.
+type Release struct {
+	Token string `json:"token"`
+	Drop  bool   `json:"drop,omitempty"`
 }
 
 // Pull asks an owner for a head that somebody wants to use elsewhere.
@@ -63,12 +104,26 @@ type LedgerCall struct {
 	Create   *ledger.Create   `json:"create,omitempty"`
 	Move     *api.Move        `json:"move,omitempty"`
 	HandOver *ledger.HandOver `json:"handOver,omitempty"`
+	Change   *ledger.Change   `json:"change,omitempty"`
 }
 
 // Delete asks an owner to delete a volume.
 type Delete struct {
 	Volume string `json:"volume"`
 	By     string `json:"by"`
+}
+
+// Incarnation is a node's answer to the question which life of the cluster it
+// has seen, and how it found it.
+type Incarnation struct {
+	cluster.Incarnation
+	Cluster string `json:"cluster"` // id
+}
+
+// Holdings is what a node's pools hold, as they remember it.
+type Holdings struct {
+	Copies []ledger.Copy     `json:"copies"`
+	Gone   map[string]string `json:"gone,omitempty"`
 }
 
 // Renewal asks for a certificate, and is the answer.

@@ -91,6 +91,12 @@ type SendSnapshot struct {
 	Limited bool // by the user's bandwidth limit
 }
 
+// SendCommit brings a commit of the branch's history to the target.
+type SendCommit struct {
+	ID      string
+	Limited bool // by the user's bandwidth limit
+}
+
 // RunHook runs the user's command in each container before it is stopped.
 type RunHook struct{}
 
@@ -120,6 +126,10 @@ type HandOver struct {
 // CancelMove withdraws the wish, because of Reason.
 type CancelMove struct{ Reason string }
 
+// SetAside makes a snapshot of a copy that lost against another one when the
+// cluster was recovered; the branch that keeps it begins there.
+type SetAside struct{ Pool, Snapshot string }
+
 // Wait says what is waited for. Retry is when to look again even if nothing
 // happens; 0: an event will come.
 type Wait struct {
@@ -146,6 +156,7 @@ func (CheckTarget) action()   {}
 func (TakeSnapshot) action()  {}
 func (SealHead) action()      {}
 func (SendSnapshot) action()  {}
+func (SendCommit) action()    {}
 func (RunHook) action()       {}
 func (CloseHead) action()     {}
 func (StopUsers) action()     {}
@@ -153,6 +164,7 @@ func (UnmountHead) action()   {}
 func (ReleaseHead) action()   {}
 func (HandOver) action()      {}
 func (CancelMove) action()    {}
+func (SetAside) action()      {}
 func (Wait) action()          {}
 func (Alarm) action()         {}
 
@@ -199,6 +211,7 @@ func (a SendSnapshot) String() string {
 	}
 	return "send snapshot " + a.ID
 }
+func (a SendCommit) String() string  { return "send commit " + a.ID[:min(12, len(a.ID))] }
 func (a RunHook) String() string     { return "run the hook in the containers that use it" }
 func (a CloseHead) String() string   { return "refuse new mounts" }
 func (a StopUsers) String() string   { return "stop the containers that use it" }
@@ -208,5 +221,8 @@ func (a ReleaseHead) String() string {
 }
 func (a HandOver) String() string   { return fmt.Sprintf("hand epoch %d over to %s", a.Epoch, a.To) }
 func (a CancelMove) String() string { return "cancel the move: " + a.Reason }
-func (a Wait) String() string       { return "wait for " + a.For }
-func (a Alarm) String() string      { return "alarm: " + a.Reason }
+func (a SetAside) String() string {
+	return "set the copy in pool " + a.Pool + " aside as snapshot " + a.Snapshot
+}
+func (a Wait) String() string  { return "wait for " + a.For }
+func (a Alarm) String() string { return "alarm: " + a.Reason }

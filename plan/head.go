@@ -24,6 +24,9 @@ type Copy struct {
 type Snapshot struct {
 	Pool, ID string
 	Order    uint64
+	// Commit says that its note names a commit; Created is when this copy came.
+	Commit  bool
+	Created time.Time
 }
 
 // Observed is what a node sees of one branch of one volume.
@@ -42,6 +45,12 @@ type Observed struct {
 	// Base is the ID of each snapshot that a later transfer to or from a peer
 	// may build on; Needed those that a session reads or writes just now.
 	Base, Needed map[string]bool
+	// Keep are the commits that the volume's history reaches from what this
+	// node has to keep; Unsure says that not all of that is known.
+	Keep   map[string]bool
+	Unsure bool
+	// Work is what a user's command does to the head just now.
+	Work *Work
 	// Arriving says that containers which came with the head, or wait for
 	// it, are to be started.
 	Arriving bool
@@ -58,11 +67,14 @@ type Observed struct {
 // or an Alarm; none means that all is as it should be.
 func Next(o Observed) []Action {
 	h, ok := o.Volume.Heads[o.Branch]
-	if !ok {
-		return nil
-	}
 	if !o.Fresh {
+		if !ok && len(o.Copies) == 0 {
+			return nil
+		}
 		return []Action{Wait{For: "the state store, to know who owns the head"}}
+	}
+	if !ok {
+		return stray(o)
 	}
 	if o.Volume.Deleted != nil {
 		return deleted(o, h)
@@ -104,10 +116,14 @@ func owner(o Observed, h api.Head) []Action {
 	switch {
 	case here && c.Epoch > h.Epoch:
 		return []Action{Alarm{Reason: fmt.Sprintf("the pool remembers epoch %d, the record says %d: the state store is older than the data; nothing is changed here until a newer state is restored", c.Epoch, h.Epoch)}}
+	case !here && h.Kept != nil && !h.Ready && !holds(o, h.Pool, h.Seed):
+		return []Action{Wait{For: "the copy of branch " + h.Kept.Branch + " that it is made of to be out of use", Retry: 10 * time.Second}}
 	case !here && h.Ready:
 		return []Action{Alarm{Reason: fmt.Sprintf("the head should be in pool %s and is not there; nothing is made in its place", h.Pool)}}
 	case !here:
 		return []Action{MakeHead{Pool: h.Pool, Seed: h.Seed, Of: h.SeedVolume, Epoch: h.Epoch, Size: o.Volume.Size}, ReportReady{Epoch: h.Epoch}}
+	case h.Was != 0 && c.Epoch == h.Was && c.Epoch < h.Epoch && !c.Released:
+		return []Action{KeepNote{Pool: c.Pool, Epoch: h.Epoch}}
 	case !h.Ready && c.Epoch == h.Epoch:
 		return []Action{ReportReady{Epoch: h.Epoch}}
 	case c.Epoch < h.Epoch && !h.Ready:
@@ -125,6 +141,14 @@ func owner(o Observed, h api.Head) []Action {
 		return []Action{Alarm{Reason: fmt.Sprintf("the pool holds epoch %d of the head, the record says epoch %d is here", c.Epoch, h.Epoch)}}
 	}
 	var out []Action
+	for _, other := range o.Copies {
+		if other.Pool == h.Pool {
+			continue
+		}
+		if do, kept := aside(o, other); kept {
+			return do
+		}
+	}
 	if h.From == o.Node && h.FromPool != h.Pool {
 		if old, ok := find(o, h.FromPool); ok {
 			if why, ok := fit(o, h.FromPool); !ok {
@@ -140,6 +164,9 @@ func owner(o Observed, h api.Head) []Action {
 	if undo := undone(o, h, c); len(undo) > 0 {
 		return append(out, undo...)
 	}
+	if o.Work != nil {
+		return append(out, work(*o.Work, h)...)
+	}
 	if h.Move != nil {
 		return append(out, Move(o.Move, *h.Move, h.Epoch)...)
 	}
@@ -152,7 +179,9 @@ func owner(o Observed, h api.Head) []Action {
 	if o.Arriving {
 		out = append(out, StartUsers{Epoch: h.Epoch})
 	}
-	return append(out, thin(o, h)...)
+	out = append(out, tend(o, h)...)
+	out = append(out, thin(o, h)...)
+	return append(out, alarmClock(o, h)...)
 }
 
 // undone takes back what is left of a move that is no longer wanted, before
@@ -162,6 +191,9 @@ func undone(o Observed, h api.Head, c Copy) []Action {
 	wish := ""
 	if h.Move != nil {
 		wish = h.Move.ID
+	}
+	if o.Work != nil && c.ReleasedFor == o.Work.ID {
+		c.Released = false // it is what the work did
 	}
 	var out []Action
 	if (o.Closed != "" && o.Closed != wish) || (c.Released && c.ReleasedFor != wish) {
@@ -173,6 +205,40 @@ func undone(o Observed, h api.Head, c Copy) []Action {
 	return out
 }
 
+// aside turns a copy that lost when the cluster was recovered into the branch
+// that was named for it, once nobody uses it any more; kept reports whether
+// there is such a branch.
+func aside(o Observed, c Copy) (do []Action, kept bool) {
+	for branch, x := range o.Volume.Heads {
+		if x.Kept == nil || x.Kept.Branch != o.Branch || x.Kept.Epoch != c.Epoch || x.Node != o.Node || x.Pool != c.Pool {
+			continue
+		}
+		why, ok := fit(o, c.Pool)
+		switch {
+		case !ok:
+			return []Action{why}, true
+		case o.InUse:
+			return []Action{Alarm{Reason: fmt.Sprintf("a copy of epoch %d that lost when the cluster was recovered is in use here; it becomes branch %s when its containers have stopped", c.Epoch, branch)}}, true
+		case x.Ready:
+			return []Action{DropHead{Pool: c.Pool, Epoch: c.Epoch}}, true
+		case holds(o, c.Pool, x.Seed):
+			return []Action{Wait{For: "branch " + branch + " to be made of the copy here", Retry: 10 * time.Second}}, true
+		}
+		return []Action{SetAside{Pool: c.Pool, Snapshot: x.Seed}}, true
+	}
+	return nil, false
+}
+
+// holds reports whether a pool of this node has a snapshot.
+func holds(o Observed, pool, id string) bool {
+	for _, s := range o.Snapshots {
+		if s.Pool == pool && s.ID == id {
+			return true
+		}
+	}
+	return false
+}
+
 // former is the part of a node that does not own the head: it owned it
 // before, or will own it.
 func former(o Observed, h api.Head) []Action {
@@ -180,6 +246,9 @@ func former(o Observed, h api.Head) []Action {
 	for _, c := range o.Copies {
 		if why, ok := fit(o, c.Pool); !ok {
 			return append(out, why)
+		}
+		if do, kept := aside(o, c); kept {
+			return append(out, do...)
 		}
 		switch {
 		case c.Epoch >= h.Epoch:
@@ -205,12 +274,16 @@ func former(o Observed, h api.Head) []Action {
 	return append(out, thin(o, h)...)
 }
 
-// thin drops the snapshots that no transfer needs: what stays is the seed of
-// the current epoch and the last one shared with each peer.
+// thin drops the snapshots that neither a transfer nor the volume's history
+// needs: what stays is the seed of the current epoch, the last one shared with
+// each peer, and what references reach.
 func thin(o Observed, h api.Head) []Action {
 	var out []Action
 	for _, s := range o.Snapshots {
 		if s.ID == h.Seed || o.Base[s.ID] || o.Needed[s.ID] || o.Pools[s.Pool] == api.PoolGone || o.Pools[s.Pool] == api.PoolReadOnly {
+			continue
+		}
+		if o.Keep[s.ID] || (s.Commit && (o.Unsure || o.Now.Sub(s.Created) < unreached)) {
 			continue
 		}
 		out = append(out, DropSnapshot{Pool: s.Pool, ID: s.ID})
@@ -229,7 +302,7 @@ func deleted(o Observed, h api.Head) []Action {
 		return owner(o, h)
 	}
 	if o.Now.Before(o.Volume.Deleted.Purge) {
-		if c, here := find(o, h.Pool); here && c.Stale {
+		if c, here := find(o, h.Pool); here && c.Stale && c.Epoch == h.Epoch {
 			if _, ok := fit(o, h.Pool); ok {
 				return []Action{KeepNote{Pool: c.Pool, Epoch: h.Epoch}}
 			}

@@ -24,6 +24,8 @@ type MoveState struct {
 	// Atomic and Instant are the source pool's; see storage.Info.
 	Atomic, Instant bool
 	Rounds          []Round
+	// History are the commits that the target lacks, oldest first.
+	History []string
 	// Unsent is a snapshot that was taken and is not yet at the target.
 	Unsent string
 	// Users tells whether anybody uses the head; once it is closed, whether
@@ -74,7 +76,7 @@ func Move(m MoveState, wish api.Move, epoch uint64) []Action {
 	if m.Failed != "" {
 		return []Action{CancelMove{Reason: m.Failed}}
 	}
-	if m.FinalSent {
+	if m.FinalSent && len(m.History) == 0 {
 		if !m.Released {
 			return []Action{ReleaseHead{Epoch: epoch, Snapshot: m.Final}, HandOver{Epoch: epoch, Snapshot: m.Final, To: wish.To}}
 		}
@@ -91,6 +93,9 @@ func Move(m MoveState, wish api.Move, epoch uint64) []Action {
 	}
 	if !m.Checked {
 		return []Action{CheckTarget{To: wish.To, Pool: wish.Pool}}
+	}
+	if len(m.History) > 0 {
+		return []Action{SendCommit{ID: m.History[0], Limited: !m.Closed}}
 	}
 	if m.Final != "" {
 		return []Action{SendSnapshot{ID: m.Final}}

@@ -43,7 +43,16 @@ func anything(t *rapid.T) Observed {
 	if flip("move") {
 		h.Move = &api.Move{ID: pick("move", "m", "n"), To: pick("to", "a", "b"), Pool: "q", Options: api.MoveOptions{Users: api.UsersPolicy(pick("policy", "move", "refuse", "stop"))}}
 	}
+	if h.Ready && flip("raised") {
+		h.Was = epoch("was")
+	}
 	o.Volume = api.Volume{ID: "v", Heads: map[string]api.Head{"main": h}}
+	if flip("kept branch") {
+		o.Volume.Heads["kept"] = api.Head{
+			Node: pick("kept on", "a", "b"), Pool: pick("kept in", "p", "q"), Epoch: 1, Ready: flip("kept branch ready"), Seed: "y",
+			Kept: &api.Kept{Branch: "main", Epoch: epoch("kept epoch")},
+		}
+	}
 	if flip("deleted") {
 		o.Volume.Deleted = &api.Deletion{Purge: noon.Add(time.Duration(rapid.IntRange(-1, 1).Draw(t, "purge")) * time.Hour)}
 	}
@@ -102,11 +111,21 @@ func TestNextIsSafe(t *testing.T) {
 				check(o.Volume.Deleted == nil || h.From != "", "a head of a deleted volume is made that nobody waits for")
 			case DropHead:
 				c, _ := find(o, a.Pool)
-				check(c.Epoch == a.Epoch && c.Epoch < h.Epoch, "a head of the present epoch is dropped")
-				check(c.Released, "a copy is dropped that was never handed over")
+				x := o.Volume.Heads["kept"]
+				kept := x.Kept != nil && x.Ready && x.Node == o.Node && x.Pool == c.Pool && x.Kept.Epoch == c.Epoch
+				check(c.Epoch == a.Epoch && (kept || c.Epoch < h.Epoch), "a head of the present epoch is dropped")
+				check(c.Released || kept, "a copy is dropped that was never handed over")
 				check(mine || !o.InUse, "a head in use is dropped")
-				check(h.Ready || (mine && a.Pool == h.Pool && !(h.From == o.Node && h.FromPool == a.Pool)), "the previous owner's copy is dropped before the head is held")
+				check(kept || h.Ready || (mine && a.Pool == h.Pool && !(h.From == o.Node && h.FromPool == a.Pool)), "the previous owner's copy is dropped before the head is held")
 				dropped[a.Pool] = true
+			case SetAside:
+				c, _ := find(o, a.Pool)
+				x := o.Volume.Heads["kept"]
+				check(!o.InUse && a.Snapshot == x.Seed && x.Kept != nil && x.Kept.Epoch == c.Epoch && x.Node == o.Node, "a copy is set aside that is none of a branch")
+				check(!mine || a.Pool != h.Pool, "the head itself is set aside")
+			case KeepNote:
+				c, here := find(o, a.Pool)
+				check(mine && here && a.Epoch == h.Epoch && (c.Epoch == h.Epoch || (c.Epoch == h.Was && !c.Released)), "a note is written of another epoch")
 			case ReportReady:
 				c, here := find(o, h.Pool)
 				_, made := list[max(i-1, 0)].(MakeHead)

@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"time"
 
@@ -150,7 +151,8 @@ func (t Table[T]) Get(tx *Tx, id string) (T, int64, error) {
 	return v, it.Mod, err
 }
 
-// Put writes a record.
+// Put writes a record. What a newer version wrote into the record that was read
+// (fields that T does not have) stays in it.
 func (t Table[T]) Put(tx *Tx, id string, v T) error { return t.PutLeased(tx, id, v, 0) }
 
 // PutLeased writes a record that goes when the lease ends.
@@ -160,8 +162,28 @@ func (t Table[T]) PutLeased(tx *Tx, id string, v T, lease int64) error {
 		return err
 	}
 	key := t.prefix + id
+	old := tx.read[key].Value
+	if p, ok := tx.put[key]; ok {
+		old = p.Value
+	}
+	if old != nil && !tx.del[key] {
+		value = carry(old, value, reflect.TypeFor[T]())
+	}
 	delete(tx.del, key)
-	tx.put[key] = Put{Key: key, Value: value, Lease: lease}
+	tx.put[key] = Put{Key: key, Value: stamp(value), Lease: lease}
+	return nil
+}
+
+// PutCopy writes a copy of a record that this transaction has put into from,
+// with the fields of it that this version does not know.
+func (t Table[T]) PutCopy(tx *Tx, id string, from Table[T], fromID string) error {
+	p, ok := tx.put[from.prefix+fromID]
+	if !ok {
+		return &api.Error{Kind: api.Internal, Op: "copy " + t.what, Object: fromID, Reason: "this transaction did not write it"}
+	}
+	key := t.prefix + id
+	delete(tx.del, key)
+	tx.put[key] = Put{Key: key, Value: p.Value}
 	return nil
 }
 

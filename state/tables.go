@@ -1,6 +1,7 @@
 package state
 
 import (
+	"encoding/json"
 	"time"
 
 	"github.com/drover-data/drover/api"
@@ -38,6 +39,9 @@ var (
 	// Issued by "node/name" or "user/name": the keys of all certificates that
 	// are not over yet, so that a removal revokes every one of them.
 	Issued = Table[[]IssuedKey]{Root + "issued/", "issued keys"}
+	// Reports by "node/part": what nodes said after a recovery that their pools
+	// hold, until everybody has.
+	Reports = Table[json.RawMessage]{Root + "recovery/", "report"}
 	// Secrets holds what control nodes share: the key of the cluster's CA.
 	Secrets = Table[[]byte]{Root + "secrets/", "secret"}
 )

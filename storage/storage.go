@@ -24,7 +24,9 @@
 //   - Idempotence: repeating a call that has succeeded succeeds, and repeating
 //     one that was interrupted, by a crash at any instant too, finishes it.
 //     Nothing half-made is ever listed: it is finished, or removed by Recover.
-//   - Durability: what a successful call made is there after a power loss.
+//   - Durability: what a successful call made is there after a power loss, and
+//     so is what it found made (or gone, or answers Exists to): the call that made
+//     it may have been killed before it was durable.
 //   - Absence: NotFound is returned only when the backend has looked and the
 //     object is not there. A pool that cannot be read gives Unavailable.
 //   - Concurrency: all methods may be called at the same time; calls on one

@@ -18,8 +18,19 @@ import (
 // ALPN names the protocol in the TLS handshake.
 const ALPN = "drover-sync/1"
 
-// Protocol is the version both sides must speak.
-const Protocol = 1
+// common is the version of the protocol that a session is held in: the newest
+// that both sides know.
+func common(o Offer) (int, error) {
+	theirs := api.Versions{Oldest: o.Oldest, Newest: o.Protocol}
+	if theirs.Oldest == 0 {
+		theirs.Oldest = theirs.Newest
+	}
+	n, ok := api.Speaks().Common(theirs)
+	if !ok {
+		return 0, &api.Error{Kind: api.Unsupported, Op: "receive snapshot", Object: o.Snapshot, Reason: fmt.Sprintf("the source speaks version %s of the protocol, this node %s", theirs, api.Speaks()), Next: "upgrade the older of the two nodes"}
+	}
+	return n, nil
+}
 
 // frameType is the first byte of a frame.
 type frameType byte
@@ -45,8 +56,9 @@ const (
 
 // Offer is what a source says first.
 type Offer struct {
-	Protocol   int              `json:"protocol"`
-	Volume     string           `json:"volume"` // id
+	Protocol   int              `json:"protocol"`         // the newest that the source speaks
+	Oldest     int              `json:"oldest,omitempty"` // the oldest; 0: only the newest
+	Volume     string           `json:"volume"`           // id
 	Branch     string           `json:"branch"`
 	Move       string           `json:"move,omitempty"` // the wish this is part of, for the target's permission check
 	Pool       string           `json:"pool"`
@@ -62,7 +74,7 @@ type Offer struct {
 
 // Answer is what a target says to an offer.
 type Answer struct {
-	Protocol int        `json:"protocol"`
+	Protocol int        `json:"protocol"` // that the session goes on in
 	Route    repo.Route `json:"route"`
 	Offset   int64      `json:"offset"`
 }

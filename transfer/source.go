@@ -127,7 +127,7 @@ func (s *Source) attempt(ctx context.Context, job Job, p *Progress, reached *int
 	if err != nil {
 		return Done{}, err
 	}
-	job.Protocol, job.Source = Protocol, side
+	job.Protocol, job.Oldest, job.Source = api.Speaks().Newest, api.Speaks().Oldest, side
 	conn.SetDeadline(time.Now().Add(stall))
 	if err := writeJSON(conn, frameOffer, job.Offer); err != nil {
 		return Done{}, err
@@ -167,7 +167,7 @@ func readAnswer(conn net.Conn, r io.Reader) (Answer, error) {
 			if err := decode(payload, &a); err != nil {
 				return a, err
 			}
-			if a.Protocol != Protocol || a.Offset < 0 {
+			if a.Protocol < api.Speaks().Oldest || a.Protocol > api.Speaks().Newest || a.Offset < 0 {
 				return a, damaged(fmt.Sprintf("an answer of protocol %d with offset %d", a.Protocol, a.Offset))
 			}
 			return a, nil

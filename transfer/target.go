@@ -82,8 +82,8 @@ func (t *Target) serve(ctx context.Context, cancel context.CancelCauseFunc, conn
 	if err := decode(payload, &offer); err != nil {
 		return err
 	}
-	if offer.Protocol != Protocol {
-		return &api.Error{Kind: api.Unsupported, Op: "receive snapshot", Object: offer.Snapshot, Reason: fmt.Sprintf("the source speaks version %d of the protocol, this node %d", offer.Protocol, Protocol), Next: "upgrade the older of the two nodes"}
+	if offer.Protocol, err = common(offer); err != nil {
+		return err
 	}
 	if err := t.Permit(ctx, peer, offer); err != nil {
 		return err
@@ -155,7 +155,7 @@ func (t *Target) receive(ctx context.Context, conn net.Conn, reader *bufio.Reade
 	}
 	route := repo.Negotiate(offer.Snapshot, offer.Source, side)
 	if route.Have {
-		if err := writeJSON(conn, frameAnswer, Answer{Protocol: Protocol, Route: route}); err != nil {
+		if err := writeJSON(conn, frameAnswer, Answer{Protocol: offer.Protocol, Route: route}); err != nil {
 			return err
 		}
 		return t.finish(conn, offer, peer, copyOf(side, offer.Snapshot))
@@ -192,7 +192,7 @@ func (t *Target) receive(ctx context.Context, conn net.Conn, reader *bufio.Reade
 	w.in = in
 	w.received.Store(offset)
 	w.durable.Store(offset)
-	if err := w.answer(Answer{Protocol: Protocol, Route: route, Offset: offset}); err != nil {
+	if err := w.answer(Answer{Protocol: offer.Protocol, Route: route, Offset: offset}); err != nil {
 		return err
 	}
 	if err := w.run(ctx, reader); err != nil {

@@ -267,7 +267,7 @@ func TestSecondSessionTakesOver(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := writeJSON(silent, frameOffer, Offer{Protocol: Protocol, Volume: "v", Snapshot: "one", Pool: "to", Source: side, Stream: "kernel"}); err != nil {
+		if err := writeJSON(silent, frameOffer, Offer{Protocol: api.Speaks().Newest, Volume: "v", Snapshot: "one", Pool: "to", Source: side, Stream: "kernel"}); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := readAnswer(silent, silent); err != nil {
@@ -412,6 +412,18 @@ func TestSilentPeerIsNoticed(t *testing.T) {
 	})
 }
 
+// TestVersionsOfTheProtocol: the session is held in the newest version that both know.
+func TestVersionsOfTheProtocol(t *testing.T) {
+	for _, c := range []struct {
+		newest, oldest, want int // want 0: refused
+	}{{1, 0, 1}, {1, 1, 1}, {2, 1, 1}, {2, 0, 0}, {7, 2, 0}, {0, 0, 0}} {
+		got, err := common(Offer{Protocol: c.newest, Oldest: c.oldest})
+		if got != c.want || (c.want == 0) != api.Is(err, api.Unsupported) {
+			t.Errorf("%+v: %d, %v", c, got, err)
+		}
+	}
+}
+
 // TestHostileFrames sends what no source sends.
 func TestHostileFrames(t *testing.T) {
 	offer := func(p *pair, w io.ReadWriter) error {
@@ -419,7 +431,7 @@ func TestHostileFrames(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		return writeJSON(w, frameOffer, Offer{Protocol: Protocol, Volume: "v", Snapshot: "one", Pool: "to", Source: side})
+		return writeJSON(w, frameOffer, Offer{Protocol: api.Speaks().Newest, Volume: "v", Snapshot: "one", Pool: "to", Source: side})
 	}
 	data := func(offset uint64, text string) []byte {
 		return append([]byte{byte(offset >> 56), 0, 0, 0, 0, 0, 0, byte(offset)}, text...)

@@ -60,6 +60,7 @@ func (c *Client) Do(ctx context.Context, method, path string, in, out any) error
 	for k, list := range c.header {
 		r.Header[k] = list
 	}
+	r.Header.Set(api.VersionHeader, api.Speaks().String())
 	if t, ok := trace.From(ctx); ok {
 		r.Header.Set(trace.Header, t.Step().String())
 	}

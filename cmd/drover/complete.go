@@ -102,6 +102,20 @@ func nothing(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirecti
 func completions(root *cobra.Command, t *talk) {
 	volumes, deleted, nodes, pools := volumeNames(), deletedNames(), nodeNames(), poolNames()
 	for path, f := range map[string]cobra.CompletionFunc{
+		"commit":         completeArgs(t, false, refNames()),
+		"log":            completeArgs(t, false, refNames()),
+		"show":           completeArgs(t, false, refNames()),
+		"status":         completeArgs(t, false, refNames()),
+		"branch":         completeBranches(t, volumes, true),
+		"checkout":       completeBranches(t, volumes, true),
+		"reset":          completeBranches(t, refNames(), true),
+		"tag":            completeBranches(t, volumes, true),
+		"stash":          completeArgs(t, false, refNames()),
+		"stash pop":      completeArgs(t, false, refNames()),
+		"stash list":     completeArgs(t, false, refNames()),
+		"undo":           completeArgs(t, false, refNames()),
+		"reflog":         completeArgs(t, false, refNames()),
+		"volume hook":    completeArgs(t, false, volumes),
 		"volume create":  nothing,
 		"volume inspect": completeArgs(t, false, volumes),
 		"volume move":    completeArgs(t, false, volumes, nodes),
@@ -127,6 +141,9 @@ func completions(root *cobra.Command, t *talk) {
 		path, flag string
 		from       source
 	}{
+		{"commit", "consistency", fixed("crash", "paused", "application")},
+		{"commit", "with", refNames()},
+		{"volume hook", "kind", fixed("postgresql", "mysql", "redis", "command")},
 		{"volume create", "node", nodes},
 		{"volume create", "pool", pools},
 		{"volume create", "from", volumes},

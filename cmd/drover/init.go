@@ -16,6 +16,7 @@ import (
 	"github.com/drover-data/drover/api/client"
 	"github.com/drover-data/drover/auth"
 	"github.com/drover-data/drover/cluster"
+	"github.com/drover-data/drover/node"
 )
 
 // membership are the flags that init and join share.
@@ -26,6 +27,7 @@ type membership struct {
 	detach, noPool, noStart      bool
 	endpoints                    []string
 	etcdCA, etcdCert, etcdKey    string
+	etcdPrefix                   string
 	poolSize                     string
 }
 
@@ -45,6 +47,7 @@ func (m *membership) flags(c *cobra.Command) {
 	f.StringVar(&m.etcdCA, "etcd-ca", "", "file with the CA of that etcd, PEM")
 	f.StringVar(&m.etcdCert, "etcd-cert", "", "file with the client certificate for it, PEM")
 	f.StringVar(&m.etcdKey, "etcd-key", "", "file with the key of that certificate, PEM")
+	f.StringVar(&m.etcdPrefix, "etcd-prefix", "", "prefix of all keys there, ending in / (default: drover/ and the cluster's name; a joining node is told)")
 }
 
 func (m *membership) config() (cluster.Config, error) {
@@ -68,7 +71,7 @@ func (m *membership) config() (cluster.Config, error) {
 	}
 	if len(m.endpoints) > 0 {
 		c.Endpoints, c.Candidate = m.endpoints, false
-		c.External = &cluster.External{CA: m.etcdCA, Cert: m.etcdCert, Key: m.etcdKey}
+		c.External = &cluster.External{CA: m.etcdCA, Cert: m.etcdCert, Key: m.etcdKey, Prefix: m.etcdPrefix}
 	}
 	return c, nil
 }
@@ -105,6 +108,14 @@ func initCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if cfg.External != nil {
+				if cfg.External.Prefix == "" {
+					cfg.External.Prefix = cluster.DefaultPrefix(clusterName)
+				}
+				if err := checkExternal(c.Context(), cfg, true); err != nil {
+					return err
+				}
+			}
 			cfg, err = cluster.Init(c.Context(), cluster.InitConfig{Node: cfg, ClusterName: clusterName, Now: time.Now()})
 			if err != nil {
 				return err
@@ -116,6 +127,20 @@ func initCommand() *cobra.Command {
 	m.flags(c)
 	c.Flags().StringVar(&clusterName, "cluster-name", "drover", "name of the cluster, for people")
 	return c
+}
+
+// checkExternal looks at an external etcd before anything relies on it.
+func checkExternal(ctx context.Context, cfg cluster.Config, control bool) error {
+	if err := cfg.WithDefaults().Validate(); err != nil {
+		return err
+	}
+	silent, err := node.CheckExternal(ctx, cfg, control)
+	for _, e := range silent {
+		if err == nil {
+			fmt.Fprintln(os.Stderr, "drover: endpoint", e, "of the external etcd does not answer; another one does")
+		}
+	}
+	return err
 }
 
 // start brings up the units, and the default pool once the agent answers.
@@ -187,6 +212,11 @@ func joinCommand() *cobra.Command {
 			cfg.Candidate = cfg.Candidate && !worker
 			if cfg, err = join(c.Context(), cfg, token); err != nil {
 				return err
+			}
+			if cfg.External != nil {
+				if err := checkExternal(c.Context(), cfg, false); err != nil {
+					return err
+				}
 			}
 			fmt.Printf("this host is node %s of cluster %s, at %s\n", cfg.Name, cfg.Cluster[:12], cfg.APIAddress())
 			return m.start(c.Context(), cfg)

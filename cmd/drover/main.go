@@ -61,6 +61,9 @@ func rootCommand() *cobra.Command {
 	var t talk
 	root.AddCommand(
 		initCommand(), joinCommand(), statusCommand(&t), volumeCommand(&t), poolCommand(&t), nodeCommand(&t), userCommand(&t), eventsCommand(&t), doctorCommand(&t),
+		backupCommand(&t), recoverCommand(&t),
+		commitCommand(&t), logCommand(&t), showCommand(&t), branchCommand(&t), checkoutCommand(&t), resetCommand(&t), stashCommand(&t), undoCommand(&t), reflogCommand(&t), tagCommand(&t),
+		remoteCommand(&t), lsRemoteCommand(&t), pushCommand(&t), fetchCommand(&t, false), fetchCommand(&t, true), cloneCommand(&t), verifyCommand(&t), jobCommand(&t),
 		openapiCommand(), labCommand(), labClientCommand(), agentCommand(), stateCommand(), unitsCommand(),
 	)
 	completions(root, &t)

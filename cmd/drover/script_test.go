@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -42,6 +43,7 @@ func TestScripts(t *testing.T) {
 			go func() { _ = server.Serve(l) }()
 			e.Defer(func() { server.Close() })
 			e.Setenv("DROVER_SOCKET", socket)
+			e.Setenv("HERE", socket)
 			e.Setenv("NOBODY", filepath.Join(dir, "nobody"))
 			e.Setenv("TZ", "UTC")
 			return nil
@@ -73,6 +75,7 @@ func canned() http.Handler {
 	pg := api.Volume{
 		ID: "0123456789abcdef0123456789abcdef", Name: "pg", Branch: "main", Created: at, Size: 10 << 30, Labels: map[string]string{"app": "shop"},
 		Heads: map[string]api.Head{"main": {Node: "n1", Pool: "default", Epoch: 3, Ready: true}},
+		Tags:  map[string]string{"v1": strings.Repeat("1", 40)},
 	}
 	pools := []api.Pool{{Name: "default", Node: "n1", Kind: "btrfs", State: api.PoolReady, Capacity: 100 << 30, Used: 40 << 30, Free: 60 << 30, Sizes: "hard", Snapshot: "atomic", Source: "/data", Grows: true, Room: 200 << 30}}
 	held := api.Pool{Name: "held", Node: "n2", Kind: "btrfs", State: api.PoolReady, Grows: true, Held: "the host keeps 20480 MiB free", Sizes: "soft", Snapshot: "atomic"}
@@ -108,6 +111,7 @@ func canned() http.Handler {
 		}
 		_ = json.NewEncoder(w).Encode(api.Volume{Name: in.Name, Size: in.Size, Labels: in.Labels})
 	})
+	history(mux, give, at)
 	// Every kind of error, by name: drover volume inspect error-KIND.
 	for i, k := range api.Kinds {
 		mux.HandleFunc("GET /v1/volumes/error-"+string(k), func(w http.ResponseWriter, _ *http.Request) {
@@ -116,4 +120,112 @@ func canned() http.Handler {
 		})
 	}
 	return mux
+}
+
+// history is what that agent says of the volume's history: three commits on
+// main, of which feature leaves the first.
+func history(mux *http.ServeMux, give func(string, any), at time.Time) {
+	id := func(c string) string { return strings.Repeat(c, 40) }
+	first := api.Commit{ID: id("1"), Branch: "main", Message: "first\n\nand more of it", Author: "ann", Time: at, Consistency: api.ConsistencyCrash, Labels: map[string]string{"ticket": "7"}, Parents: []string{id("0")}}
+	second := api.Commit{ID: id("2"), Branch: "main", Message: "second", Author: "ann", Time: at.Add(time.Hour), Consistency: api.ConsistencyApplication, Hooks: []string{"postgresql in db"}, Parents: []string{first.ID}}
+	other := api.Commit{ID: id("3"), Branch: "feature", Message: "other", Author: "bob", Time: at.Add(2 * time.Hour), Consistency: api.ConsistencyPaused, Parents: []string{first.ID}}
+	merged := api.Commit{ID: id("4"), Branch: "main", Message: "joined", Author: "bob", Time: at.Add(3 * time.Hour), Consistency: api.ConsistencyCrash, Parents: []string{second.ID, other.ID}}
+	mux.HandleFunc("GET /v1/volumes/pg/commits", func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.Query()
+		list := []api.LoggedCommit{{Commit: second, Refs: []string{"main"}}, {Commit: first, Refs: []string{"tag: v1"}, Missing: []string{id("0")}}}
+		switch {
+		case q.Get("at") == "empty":
+			list = []api.LoggedCommit{}
+		case q.Get("at") == "nothing":
+			w.WriteHeader(http.StatusNotFound)
+			_ = json.NewEncoder(w).Encode(api.Error{Kind: api.NotFound, Op: "find commit", Object: "pg@nothing", Reason: "the volume has no branch, tag or commit of that name"})
+			return
+		case q.Get("at") == "merged":
+			list = append([]api.LoggedCommit{{Commit: merged}, {Commit: other, Refs: []string{"feature"}}}, list...)
+		case q.Get("all") == "true":
+			list = append([]api.LoggedCommit{{Commit: other, Refs: []string{"feature"}}}, list...)
+		case q.Get("limit") == "1" && q.Get("at") == "~1":
+			list = list[1:]
+		case q.Get("limit") == "1":
+			list = list[:1]
+		}
+		_ = json.NewEncoder(w).Encode(list)
+	})
+	mux.HandleFunc("POST /v1/volumes/pg/commits", func(w http.ResponseWriter, r *http.Request) {
+		var in api.MakeCommit
+		if json.NewDecoder(r.Body).Decode(&in) != nil {
+			w.WriteHeader(http.StatusBadRequest)
+			return
+		}
+		c := second
+		c.Message, c.Labels = in.Message, in.Labels
+		if in.Consistency != "" {
+			c.Consistency = in.Consistency
+		}
+		if in.Branch == "" {
+			in.Branch = "main"
+		}
+		out := []api.Committed{{Volume: "pg", Branch: in.Branch, Commit: c}}
+		for _, more := range in.With {
+			out = append(out, api.Committed{Volume: more, Branch: "main", Commit: c})
+		}
+		_ = json.NewEncoder(w).Encode(out)
+	})
+	give("GET /v1/volumes/pg/branches", []api.Branch{
+		{Name: "feature", Commit: other.ID, Node: "n1", Ready: true, Tip: &api.Tip{Op: "commit", By: "bob", At: at}},
+		{Name: "main", Current: true, Commit: second.ID, Node: "n1", Ready: true, Tip: &api.Tip{Op: "reset", By: "ann", At: at}},
+		{Name: "old", Commit: first.ID, Node: "n1", Deleted: at, Purge: at.Add(24 * time.Hour)},
+	})
+	mux.HandleFunc("POST /v1/volumes/pg/branches", func(w http.ResponseWriter, r *http.Request) {
+		var in api.MakeBranch
+		_ = json.NewDecoder(r.Body).Decode(&in)
+		b := api.Branch{Name: in.Name, Commit: second.ID, Node: "n1"}
+		if in.From != "" {
+			b.Commit = in.From
+		}
+		if in.Expire != 0 {
+			b.Node = "n1 for " + in.Expire.String()
+		}
+		_ = json.NewEncoder(w).Encode(b)
+	})
+	give("POST /v1/volumes/pg/branches/rename", api.Volume{})
+	give("POST /v1/volumes/pg/branches/expire", api.Volume{})
+	mux.HandleFunc("DELETE /v1/volumes/pg/branches", func(w http.ResponseWriter, r *http.Request) {
+		_ = json.NewEncoder(w).Encode(api.Dropped{Branch: r.URL.Query().Get("name"), Commit: other.ID, Kept: id("5"), Purge: at})
+	})
+	mux.HandleFunc("POST /v1/volumes/pg/checkout", func(w http.ResponseWriter, r *http.Request) {
+		var in api.Checkout
+		_ = json.NewDecoder(r.Body).Decode(&in)
+		_ = json.NewEncoder(w).Encode(api.CheckedOut{Volume: "pg", From: "main", To: in.Branch, Dirty: true, Restart: []string{"db"}})
+	})
+	mux.HandleFunc("POST /v1/volumes/pg/reset", func(w http.ResponseWriter, r *http.Request) {
+		var in api.ResetBranch
+		_ = json.NewDecoder(r.Body).Decode(&in)
+		_ = json.NewEncoder(w).Encode(api.Moved{Volume: "pg", Branch: "main", Op: "reset to " + in.To, From: second.ID, To: first.ID, Kept: id("5")})
+	})
+	mux.HandleFunc("POST /v1/volumes/pg/stash", func(w http.ResponseWriter, r *http.Request) {
+		var in api.StashChanges
+		_ = json.NewDecoder(r.Body).Decode(&in)
+		m := api.Moved{Volume: "pg", Branch: "main", Op: "stash", To: second.ID, Kept: id("5")}
+		if in.Pop {
+			m = api.Moved{Volume: "pg", Branch: "main", Op: "stash pop", To: second.ID, Note: id("5")}
+		}
+		_ = json.NewEncoder(w).Encode(m)
+	})
+	give("GET /v1/volumes/pg/stash", []api.Commit{{ID: id("5"), Message: "half of it", Stash: "stash", Time: at, Parents: []string{second.ID}}})
+	give("POST /v1/volumes/pg/undo", api.Moved{Volume: "pg", Branch: "main", Op: "undo", To: first.ID, Note: "of commit; the content stays as it is"})
+	give("GET /v1/volumes/pg/reflog", []api.RefLogEntry{
+		{Branch: "main", To: first.ID, Tip: api.Tip{Op: "commit", By: "ann", At: at, Note: "first"}},
+		{Branch: "main", To: second.ID, Tip: api.Tip{Op: "reset", From: first.ID, Kept: id("5"), By: "ann", At: at}},
+	})
+	mux.HandleFunc("GET /v1/volumes/pg/status", func(w http.ResponseWriter, r *http.Request) {
+		s := api.BranchStatus{Volume: "pg", Branch: "main", Current: true, Commit: &second, Tip: second.ID, Node: "n1", Users: []string{"container db"}, Stashes: 1, Dirty: true, Sure: true}
+		if r.URL.Query().Get("branch") == "feature" {
+			s = api.BranchStatus{Volume: "pg", Branch: "feature", Node: "n1", Sure: true}
+		}
+		_ = json.NewEncoder(w).Encode(s)
+	})
+	give("POST /v1/volumes/pg/tags", api.Volume{Tags: map[string]string{"v1": first.ID, "v2": second.ID}})
+	give("DELETE /v1/volumes/pg/tags", api.Volume{})
+	give("POST /v1/volumes/pg/hook", api.Volume{})
 }

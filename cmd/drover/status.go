@@ -3,25 +3,36 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/url"
+	"slices"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/api/client"
 )
 
 func statusCommand(t *talk) *cobra.Command {
 	c := &cobra.Command{
-		Use: "status", Short: "The cluster at a glance", Args: cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
+		Use: "status [VOLUME[@BRANCH]]", Short: "The cluster at a glance, or a volume: what is committed, who uses it", Args: cobra.MaximumNArgs(1),
+		Example: `  drover status
+  drover status pg
+  drover status pg@feature -o json`,
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				return statusOf(t, c, args[0])
+			}
 			var s api.ClusterStatus
 			if err := t.do(c.Context(), http.MethodGet, "/v1/status", nil, &s); err != nil {
 				return err
 			}
 			err := t.print(c.OutOrStdout(), s, func(w *tabwriter.Writer) {
-				row(w, "cluster", fmt.Sprintf("%s (%.12s)", s.Cluster.Name, s.Cluster.ID))
+				row(w, "cluster", fmt.Sprintf("%s (%.12s), incarnation %d", s.Cluster.Name, s.Cluster.ID, s.Cluster.Incarnation))
+				recoveryRows(w, s.Cluster)
 				row(w, "answered by", fmt.Sprintf("%s, version %s", s.Node, s.Version))
 				row(w, "state store", s.State)
 				row(w, "volumes", fmt.Sprintf("%d, %d moving", s.Volumes, s.Moving))
@@ -38,6 +49,22 @@ func statusCommand(t *talk) *cobra.Command {
 	}
 	t.flags(c)
 	return c
+}
+
+// recoveryRows say how far a recovery of the cluster's state is.
+func recoveryRows(w *tabwriter.Writer, c api.Cluster) {
+	r := c.Recovery
+	if r == nil {
+		return
+	}
+	text := "from the backup of " + r.Backup.Local().Format("2006-01-02 15:04:05")
+	if r.Restoring {
+		text += ", its records are being written"
+	}
+	row(w, "recovery", text+"; nothing new is mounted, moved or removed until it is over")
+	for _, node := range slices.Sorted(maps.Keys(r.Awaiting)) {
+		row(w, "waiting for", fmt.Sprintf("%s: %s (if it is gone for good, on a control node: drover recover --without %s)", node, r.Awaiting[node], node))
+	}
 }
 
 func poolCommand(t *talk) *cobra.Command {
@@ -124,41 +151,81 @@ func poolRows(w *tabwriter.Writer, list []api.Pool) {
 }
 
 func eventsCommand(t *talk) *cobra.Command {
-	var node string
+	var node, after string
 	var follow bool
 	c := &cobra.Command{
 		Use: "events", Short: "What happened on a node, and with --follow what happens", Args: cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
-			after := ""
-			for {
-				wait := 0
-				if follow && after != "" {
-					wait = 30
-				}
-				list := []api.Event{}
-				path := fmt.Sprintf("/v1/events?after=%s&wait=%d&node=%s", url.QueryEscape(after), wait, url.QueryEscape(node))
-				if err := t.do(c.Context(), http.MethodGet, path, nil, &list); err != nil {
-					if c.Context().Err() != nil {
-						return nil
-					}
+			if follow {
+				return t.followEvents(c, node, after)
+			}
+			list := []api.Event{}
+			if err := t.do(c.Context(), http.MethodGet, "/v1/events?after="+url.QueryEscape(after)+"&node="+url.QueryEscape(node), nil, &list); err != nil {
+				return err
+			}
+			for _, e := range list {
+				if err := t.printEvent(c, e); err != nil {
 					return err
 				}
-				for _, e := range list {
-					after = e.ID
-					if err := t.printEvent(c, e); err != nil {
-						return err
-					}
-				}
-				if !follow {
-					return nil
-				}
 			}
+			return nil
 		},
 	}
 	t.flags(c)
 	c.Flags().StringVar(&node, "node", "", "node (default: this one)")
+	c.Flags().StringVar(&after, "after", "", "only events after the one with this id")
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on showing what happens")
 	return c
+}
+
+// followEvents shows events as they happen. When the connection breaks it
+// comes back, and goes on after the last one that it has shown.
+func (t *talk) followEvents(c *cobra.Command, node, after string) error {
+	ctx := c.Context()
+	cl, err := t.client()
+	if err != nil {
+		return err
+	}
+	for first := true; ; first = false {
+		s, err := cl.Stream(ctx, "/v1/events/stream?node="+url.QueryEscape(node), after)
+		if err == nil {
+			after, err = t.showEvents(c, s, after)
+		} else if first || !api.Is(err, api.Unavailable) {
+			return err
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil && !api.Is(err, api.Unavailable) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+func (t *talk) showEvents(c *cobra.Command, s *client.Stream, after string) (string, error) {
+	defer s.Close()
+	for {
+		m, err := s.Next()
+		if err != nil {
+			return after, err
+		}
+		if m.Comment {
+			continue
+		}
+		var e api.Event
+		if err := json.Unmarshal(m.Data, &e); err != nil {
+			return after, &api.Error{Kind: api.Damaged, Op: "read events", Object: m.ID, Err: err}
+		}
+		after = e.ID
+		if err := t.printEvent(c, e); err != nil {
+			return after, err
+		}
+	}
 }
 
 func (t *talk) printEvent(c *cobra.Command, e api.Event) error {

@@ -19,7 +19,7 @@ func volumeCommand(t *talk) *cobra.Command {
 	t.flags(c)
 	c.AddCommand(
 		volumeCreate(t), volumeList(t), volumeInspect(t), volumeMove(t), volumeRemove(t),
-		volumeRestore(t), volumeRecover(t), volumePurge(t), volumeResize(t), volumeLabel(t),
+		volumeRestore(t), volumeRecover(t), volumePurge(t), volumeResize(t), volumeLabel(t), volumeHook(t),
 	)
 	return c
 }

@@ -5,6 +5,7 @@ package docker
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,7 +34,10 @@ type Engine struct {
 	cli  *client.Client
 }
 
-var _ container.Engine = (*Engine)(nil)
+var (
+	_ container.Engine   = (*Engine)(nil)
+	_ container.Sessions = (*Engine)(nil)
+)
 
 // New makes an Engine. It does not connect: an engine that is down now may be
 // there later.
@@ -245,8 +249,21 @@ func (e *Engine) SetRestart(ctx context.Context, id, policy string) error {
 			return &api.Error{Kind: api.Invalid, Op: "set restart policy", Object: id, Reason: fmt.Sprintf("%q is not a number of tries", count)}
 		}
 	}
+	const op = "set restart policy"
 	_, err := e.cli.ContainerUpdate(ctx, id, client.ContainerUpdateOptions{RestartPolicy: &p})
-	return e.fail("set restart policy", id, err)
+	if !errdefs.IsNotFound(err) {
+		return e.fail(op, id, err)
+	}
+	// Podman before version 4.4 does not know the call. Most containers need
+	// none: without a policy there is nothing to change.
+	c, gone := e.Inspect(ctx, id)
+	switch {
+	case gone != nil:
+		return gone
+	case cmp.Or(c.Restart, "no") == cmp.Or(name, "no"):
+		return nil
+	}
+	return &api.Error{Kind: api.Unsupported, Op: op, Object: c.Name, Reason: "this container engine cannot change the restart policy of a container, which has " + c.Restart, Next: "use Podman 4.4 or later, or make the container without a restart policy"}
 }
 
 // maxOutput bounds what Exec keeps of a command's output.
@@ -283,6 +300,42 @@ func (e *Engine) Exec(ctx context.Context, id string, command []string) ([]byte,
 		return out.Bytes(), &api.Error{Kind: api.Internal, Op: op, Object: id, Reason: fmt.Sprintf("exit code %d", res.ExitCode), Err: errors.New(text[max(0, len(text)-1000):])}
 	}
 	return out.Bytes(), nil
+}
+
+// Session begins a command whose input stays open.
+func (e *Engine) Session(ctx context.Context, id string, command []string) (io.ReadWriteCloser, error) {
+	op := "begin a session in container"
+	created, err := e.cli.ExecCreate(ctx, id, client.ExecCreateOptions{Cmd: command, AttachStdin: true, AttachStdout: true, AttachStderr: true})
+	if err != nil {
+		return nil, e.fail(op, id, err)
+	}
+	att, err := e.cli.ExecAttach(ctx, created.ID, client.ExecAttachOptions{})
+	if err != nil {
+		return nil, e.fail(op, id, err)
+	}
+	out, in := io.Pipe()
+	go func() {
+		_, err := stdcopy.StdCopy(in, in, att.Reader)
+		if err == nil {
+			err = io.EOF
+		}
+		in.CloseWithError(err)
+	}()
+	return &session{att.HijackedResponse, out}, nil
+}
+
+// session is a command's input and output.
+type session struct {
+	att client.HijackedResponse
+	out *io.PipeReader
+}
+
+func (s *session) Read(p []byte) (int, error)  { return s.out.Read(p) }
+func (s *session) Write(p []byte) (int, error) { return s.att.Conn.Write(p) }
+func (s *session) Close() error {
+	_ = s.att.CloseWrite()
+	s.att.Close()
+	return s.out.Close()
 }
 
 // limited keeps the first maxOutput bytes and swallows the rest, so that the

@@ -41,6 +41,7 @@ type document struct {
 	Digests  []string            `json:"digests,omitempty"` // where the image can be pulled from
 	Binds    []string            `json:"binds,omitempty"`   // host paths that must exist
 	Links    []string            `json:"links,omitempty"`   // containers that must exist
+	Volumes  []string            `json:"volumes,omitempty"` // that follow it, by the names it has for them
 }
 
 // endpoint is what a user says of a container's place in a network.
@@ -112,6 +113,8 @@ func readDocument(raw []byte, c moby.InspectResponse) (document, error) {
 			d.Binds = append(d.Binds, m.Source)
 		case m.Type == "volume" && m.Driver != movingDriver:
 			others = true
+		case m.Type == "volume":
+			d.Volumes = append(d.Volumes, m.Name)
 		}
 	}
 	// With the driver named, an engine whose plugin is silent asks again

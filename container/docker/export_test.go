@@ -42,7 +42,7 @@ func TestDocumentKeepsWhatUsersSayAndDropsWhatEnginesGive(t *testing.T) {
 	}
 	want := `{"config":{"Image":"pg:15","Labels":{"com.docker.compose.project":"shop"},"MacAddress":"02:42:ac:11:00:99","NewField":9007199254740993},` +
 		`"hostConfig":{"Binds":["pg:/data"],"KernelMemoryTCP":7,"NetworkMode":"shop_default","RestartPolicy":{"Name":"always"},"Ulimits":[{"Hard":2,"Name":"nofile","Soft":1}],"VolumeDriver":"drover"},` +
-		`"networks":{"shop_default":{"IPAMConfig":{"IPv4Address":"10.5.0.9"},"Aliases":["db"]}},"binds":["/srv/conf"]}`
+		`"networks":{"shop_default":{"IPAMConfig":{"IPv4Address":"10.5.0.9"},"Aliases":["db"]}},"binds":["/srv/conf"],"volumes":["pg"]}`
 	if string(got) != want {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}

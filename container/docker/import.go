@@ -131,6 +131,13 @@ func (e *Engine) Import(ctx context.Context, s container.Spec) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	// An engine that has not seen the name may not ask the plugin for it, and
+	// make an empty volume of its own (Podman does): so it is told first.
+	for _, name := range d.Volumes {
+		if _, err := e.cli.VolumeCreate(ctx, client.VolumeCreateOptions{Name: name, Driver: movingDriver}); err != nil {
+			return "", e.fail("make volume known to the container engine", name, err)
+		}
+	}
 	d.Config["Image"] = ref
 	labels, _ := d.Config["Labels"].(map[string]any)
 	if labels == nil {

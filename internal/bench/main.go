@@ -33,7 +33,7 @@ func main() {
 	flag.StringVar(&b.binary, "drover", "bin/drover", "path of the drover binary")
 	flag.IntVar(&b.scale, "scale", 170, "of pgbench: 170 is 2.5 GB")
 	flag.IntVar(&b.runs, "runs", 5, "of each measurement")
-	only := flag.String("only", "", "comma-separated: move, downtime, mount, idle")
+	only := flag.String("only", "", "comma-separated: idle, mount, move, downtime, memory, control")
 	flag.Parse()
 	path, err := filepath.Abs(b.binary)
 	if err != nil {
@@ -58,17 +58,20 @@ type bench struct {
 func (b *bench) say(format string, args ...any) { fmt.Fprintf(b.out, format+"\n", args...) }
 
 func (b *bench) run(ctx context.Context, only string) (err error) {
+	lab := func(do func(context.Context) error) func(context.Context) error {
+		return func(ctx context.Context) error { return b.inLab(ctx, do) }
+	}
 	parts := []struct {
 		name string
 		do   func(context.Context) error
-	}{{"idle", b.idle}, {"mount", b.mount}, {"move", b.move}, {"downtime", b.downtime}}
+	}{{"idle", lab(b.idle)}, {"mount", lab(b.mount)}, {"move", lab(b.move)}, {"downtime", lab(b.downtime)}, {"memory", lab(b.memory)}, {"control", b.control}}
 	b.machine()
 	for _, p := range parts {
 		if only != "" && !slices.Contains(strings.Split(only, ","), p.name) {
 			continue
 		}
 		b.say("\n## %s", p.name)
-		if err := b.inLab(ctx, p.do); err != nil {
+		if err := p.do(ctx); err != nil {
 			return fmt.Errorf("%s: %w", p.name, err)
 		}
 	}

@@ -176,6 +176,47 @@ func (b *bench) idle(ctx context.Context) error {
 	return nil
 }
 
+// memory measures an agent that has a thousand volumes of its own; the state
+// store is another process.
+func (b *bench) memory(ctx context.Context) error {
+	const volumes = 1000
+	h, err := b.lab.Host("node3")
+	if err != nil {
+		return err
+	}
+	if _, err := h.Exec(ctx, "sh", "-c", fmt.Sprintf("for i in $(seq %d); do %s volume create mem$i >/dev/null || exit 1; done", volumes, b.binary)); err != nil {
+		return err
+	}
+	services, err := h.Services(ctx)
+	if err != nil {
+		return err
+	}
+	b.header()
+	for _, s := range services {
+		if s.Name != "agent" {
+			continue
+		}
+		text, err := h.Exec(ctx, "cat", fmt.Sprintf("/proc/%d/status", s.PID))
+		if err != nil {
+			return err
+		}
+		for _, line := range strings.Split(text, "\n") {
+			name, rest, _ := strings.Cut(line, ":")
+			var kib float64
+			if _, err := fmt.Sscan(rest, &kib); err != nil {
+				continue
+			}
+			switch name {
+			case "VmRSS":
+				b.figure(fmt.Sprintf("agent with %d volumes, resident", volumes), []float64{kib / 1024}, "MiB")
+			case "VmHWM":
+				b.figure("the same at its most", []float64{kib / 1024}, "MiB")
+			}
+		}
+	}
+	return nil
+}
+
 // cpu gives the processor ticks of each unit of the lab, by "unit pid".
 func (b *bench) cpu() (map[string]int64, error) {
 	out := map[string]int64{}

@@ -50,7 +50,7 @@ var rules = []rule{
 		why: "a contract knows the nouns, and none of its implementations or users",
 	},
 	{
-		of: []string{"storage/btrfs...", "storage/zfs...", "storage/dir...", "storage/memory", "storage/faulty", "storage/loopfile"}, only: []string{"api", "storage...", "tree"},
+		of: []string{"storage/btrfs...", "storage/zfs...", "storage/dir...", "storage/memory", "storage/faulty", "storage/loopfile"}, only: []string{"api", "storage...", "tree", "internal/durable"},
 		why: "a backend keeps bytes; it knows neither cluster nor containers",
 	},
 	{
@@ -94,12 +94,20 @@ var rules = []rule{
 		why: "records change without looking at storage or containers",
 	},
 	{
-		of: []string{"auth"}, only: []string{"api"},
+		of: []string{"auth"}, only: []string{"api", "internal/durable"},
 		why: "who somebody is does not depend on what is asked",
 	},
 	{
-		of: []string{"cluster"}, not: []string{"net/http", "go.etcd.io..."}, only: []string{"api", "auth", "state"},
+		of: []string{"cluster"}, not: []string{"net/http", "go.etcd.io..."}, only: []string{"api", "auth", "state", "internal/durable"},
 		why: "membership is decided on records; routes and etcd are edges",
+	},
+	{
+		of: []string{"backup"}, only: []string{"api"},
+		why: "a backup's file can be read and checked without a cluster",
+	},
+	{
+		of: []string{"recovery"}, not: []string{"net/http", "go.etcd.io..."}, only: []string{"api", "auth", "backup", "cluster", "ledger", "state"},
+		why: "a cluster comes back by its records and what nodes report; pools, routes and etcd are edges",
 	},
 	{
 		of: []string{"agent"}, not: []string{"net/http", "go.etcd.io/etcd...", "github.com/moby/moby..."},
@@ -123,6 +131,7 @@ var doors = []door{
 	{"cmd...", nil, "a command is an end, not a part"},
 	{"internal/bench", nil, "a command is an end, not a part"},
 	{"internal/suite", nil, "a command is an end, not a part"},
+	{"internal/powerloss", nil, "a disk that forgets: for tests"},
 	{"node", []string{"cmd...", "internal/..."}, "node wires one host; whoever imports it gets all adapters"},
 	{"agent", []string{"node", "internal/..."}, "others ask the agent through apiserver's and the plugin's ports"},
 	{"apiserver", []string{"node", "cmd...", "internal/..."}, "the server is an edge; the client is api/client"},
@@ -153,6 +162,7 @@ var confined = []door{
 	{"go.etcd.io/bbolt...", []string{"agent", "exchange", "tree", "internal/..."}, "small durable records in one file: the agent's index, and what lies beside the data"},
 	{"google.golang.org/grpc...", []string{"state/etcd"}, "etcd's transport"},
 	{"github.com/moby/moby...", []string{"container/docker", "doctor", "internal/..."}, "the engine is a port; container/docker is its one adapter"},
+	{"filippo.io/age...", []string{"backup", "exchange"}, "secrets are wrapped for people in two places: a backup, and a remote's key"},
 	{"github.com/spf13/...", []string{"cmd..."}, "flags are parsed in cmd only"},
 	{"github.com/minio/...", []string{"remote/s3"}, "buckets are a port; remote/s3 is its one adapter"},
 	{"oras.land/...", []string{"remote/registry"}, "registries are a port; remote/registry is its one adapter"},
@@ -160,6 +170,7 @@ var confined = []door{
 	{"github.com/danielgtaylor/huma...", []string{"apiserver"}, "routes and their description are made in one place"},
 	{"github.com/prometheus/...", []string{"metrics", "internal/..."}, "measures are named in one place"},
 	{"github.com/vishvananda/...", []string{"lab", "network/...", "internal/..."}, "links and namespaces"},
+	{"github.com/hanwen/go-fuse/v2...", []string{"internal/powerloss"}, "a file system of the tests' own"},
 	{"github.com/dustin/go-humanize", []string{"cmd...", "agent", "storage/...", "doctor", "internal/..."}, "sizes are put into words where people read them"},
 	{"pgregory.net/rapid", []string{"storage/storagetest", "state/statetest", "tree/treetest", "remote/remotetest", "internal/..."}, "for tests"},
 	{"os/exec", []string{

@@ -26,7 +26,7 @@ const shards = 7
 // packages are the Debian packages that tests need besides Go.
 var packages = []string{
 	"docker.io", "iptables", "nftables", "iproute2", "busybox-static", "btrfs-progs", "zfs-fuse", "xfsprogs", "e2fsprogs",
-	"attr", "acl", "fuse3", "mmdebstrap", "procps", "util-linux", "mount", "ca-certificates",
+	"attr", "acl", "fuse3", "podman", "mmdebstrap", "procps", "util-linux", "mount", "ca-certificates", "etcd-server",
 }
 
 func main() {

@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -74,6 +75,13 @@ func (n *Network) Know(list []api.Node) {
 	for _, node := range list {
 		n.nodes[node.Name] = node
 	}
+}
+
+// Known are the nodes as they were last read.
+func (n *Network) Known() []api.Node {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Collect(maps.Values(n.nodes))
 }
 
 const dialTimeout = 3 * time.Second
@@ -230,11 +238,38 @@ func (n *Network) Delete(ctx context.Context, node, volume, by string) error {
 	return n.call(ctx, node, http.MethodPost, "/v1/peer/delete", peer.Delete{Volume: volume, By: by}, nil)
 }
 
+// Held implements peer.Agents.
+func (n *Network) Held(ctx context.Context, node, volume string) (list []api.HeldSnapshot, err error) {
+	err = n.call(ctx, node, http.MethodGet, "/v1/peer/held/"+url.PathEscape(volume), nil, &list)
+	return list, err
+}
+
+// Hold implements peer.Agents.
+func (n *Network) Hold(ctx context.Context, node string, r peer.Hold) (held peer.Held, err error) {
+	err = n.call(ctx, node, http.MethodPost, "/v1/peer/hold", r, &held)
+	return held, err
+}
+
+// Take implements peer.Agents.
+func (n *Network) Take(ctx context.Context, node string, r peer.Take) error {
+	return n.call(ctx, node, http.MethodPost, "/v1/peer/take", r, nil)
+}
+
+// Release implements peer.Agents.
+func (n *Network) Release(ctx context.Context, node string, r peer.Release) error {
+	return n.call(ctx, node, http.MethodPost, "/v1/peer/release", r, nil)
+}
+
 // Renew has a certificate request signed by a control node.
 func (n *Network) Renew(ctx context.Context, csr []byte) ([]byte, error) {
 	var out peer.Renewal
 	err := n.call(ctx, "", http.MethodPost, "/v1/peer/renew", peer.Renewal{CSR: csr}, &out)
 	return out.Chain, err
+}
+
+// Report tells a control node what this node's pools hold.
+func (n *Network) Report(ctx context.Context, r ledger.Report) error {
+	return n.call(ctx, "", http.MethodPost, "/v1/peer/report", r, nil)
 }
 
 // MemberStart asks a control node how this node starts its member of the
@@ -301,6 +336,11 @@ func (l Ledger) Resize(ctx context.Context, id string, size int64) (api.Volume, 
 // Delete begins a volume's grace.
 func (l Ledger) Delete(ctx context.Context, id, by string) (api.Volume, error) {
 	return l.call(ctx, peer.LedgerCall{Op: "delete", ID: id, By: by})
+}
+
+// Change changes a volume's references.
+func (l Ledger) Change(ctx context.Context, id string, c ledger.Change) (api.Volume, error) {
+	return l.call(ctx, peer.LedgerCall{Op: "change", ID: id, Change: &c})
 }
 
 // BeginPurge notes that this node is about to remove a deleted volume's data.

@@ -510,3 +510,26 @@ func TestVoterMoves(t *testing.T) {
 		t.Fatalf("%+v, %v", nodes, err)
 	}
 }
+
+// A member that waits for others in vain can be stopped all the same.
+func TestCloseBeforeReady(t *testing.T) {
+	w := newWorld(t)
+	cfg := w.config("n1", w.identity("n1", true))
+	m := w.start(cfg)
+	if _, err := m.KV().Client().MemberAdd(t.Context(), []string{etcd.PeerURL("127.0.0.1", freePort(t))}); err != nil {
+		t.Fatal(err) // from here it has no majority
+	}
+	m.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	done := make(chan error, 1)
+	go func() { done <- etcd.Serve(ctx, cfg) }()
+	select {
+	case err := <-done:
+		if err == nil {
+			t.Error("it was ready without a majority")
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatal("it does not end")
+	}
+}

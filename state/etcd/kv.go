@@ -8,10 +8,13 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/namespace"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
 
@@ -30,6 +33,15 @@ type ClientConfig struct {
 	// Sync is how often endpoints are refreshed from the member list. Default
 	// 30 s; negative: never, for an external cluster behind fixed addresses.
 	Sync time.Duration
+	// Store is the id of the store that is meant; 0 takes whichever answers.
+	// What another store says is refused: after a recovery, members of the
+	// former incarnation may still answer at known addresses.
+	Store uint64
+	// Prefix is put before every key, so that several Drover clusters and
+	// others can share an etcd that is not Drover's own.
+	Prefix string
+	// External: rights are given by whoever runs that etcd; errors say so.
+	External bool
 }
 
 // Validate reports all that is wrong.
@@ -56,8 +68,27 @@ func (c ClientConfig) Validate() error {
 type KV struct {
 	client  *clientv3.Client
 	timeout time.Duration
+	prefix  string        // of all keys, said in errors only
+	foreign bool          // the store is run by others
 	refused chan struct{} // closed when a member refused our certificate
 	once    *sync.Once
+	store   atomic.Uint64 // that is meant; 0: any
+	seen    atomic.Uint64 // that answered last
+}
+
+// StoreID is the id of the store that answered last, 0 before any has.
+func (kv *KV) StoreID() uint64 { return kv.seen.Load() }
+
+// Pin refuses from now on what another store says.
+func (kv *KV) Pin(store uint64) { kv.store.Store(store) }
+
+// check refuses answers of a store that is not meant.
+func (kv *KV) check(h *pb.ResponseHeader) error {
+	kv.seen.Store(h.GetClusterId())
+	if want := kv.store.Load(); want != 0 && h.GetClusterId() != want {
+		return &api.Error{Kind: api.Unavailable, Op: "read state", Reason: fmt.Sprintf("a member of another state store (%x, not %x) answers at %s; it is of another incarnation of the cluster, and is not listened to", h.GetClusterId(), want, strings.Join(kv.client.Endpoints(), ", ")), Next: "if the cluster was recovered from a backup, this node finds the new store by itself; see drover recover --help"}
+	}
+	return nil
 }
 
 var _ state.KV = (*KV)(nil)
@@ -77,6 +108,7 @@ func Open(cfg ClientConfig) (*KV, error) {
 		cfg.Sync = 0
 	}
 	kv := &KV{timeout: cfg.Timeout, refused: make(chan struct{}), once: &sync.Once{}}
+	kv.store.Store(cfg.Store)
 	creds := watchfulCreds{tls: cfg.TLS, refused: func() { kv.once.Do(func() { close(kv.refused) }) }}
 	client, err := clientv3.New(clientv3.Config{
 		Endpoints:            cfg.Endpoints,
@@ -91,6 +123,11 @@ func Open(cfg ClientConfig) (*KV, error) {
 		return nil, &api.Error{Kind: api.Invalid, Op: "reach the state store", Err: err}
 	}
 	kv.client = client
+	if kv.prefix, kv.foreign = cfg.Prefix, cfg.External; cfg.Prefix != "" {
+		client.KV = namespace.NewKV(client.KV, cfg.Prefix)
+		client.Watcher = namespace.NewWatcher(client.Watcher, cfg.Prefix)
+		client.Lease = namespace.NewLease(client.Lease, cfg.Prefix)
+	}
 	return kv, nil
 }
 
@@ -136,16 +173,26 @@ func (kv *KV) translate(ctx context.Context, op, object string, err error) error
 		return state.LeaseGone(object)
 	case is(rpctypes.ErrPermissionDenied, rpctypes.ErrUserEmpty, rpctypes.ErrUserNotFound, rpctypes.ErrAuthFailed, rpctypes.ErrInvalidAuthToken):
 		e.Kind, e.Reason = api.Denied, "the state store does not permit this node to do that"
+		if kv.foreign {
+			e.Object = kv.prefix + object
+			e.Reason, e.Next = "the external etcd does not permit it to the user of this node's certificate", "docs/external-etcd.md lists the rights that a node needs below "+kv.prefix+"; whoever runs that etcd gives them"
+		}
 	case is(rpctypes.ErrNoSpace):
 		e.Kind, e.Reason, e.Next = api.Exhausted, "the state store has reached its size limit", "see drover doctor"
 	case is(rpctypes.ErrTooManyOps, rpctypes.ErrRequestTooLarge, rpctypes.ErrFutureRev, rpctypes.ErrEmptyKey):
 		e.Kind = api.Invalid
+	case kv.isRefused() && kv.foreign:
+		e.Kind, e.Reason, e.Next = api.Denied, "the external etcd refuses this node's certificate for it", "see config.json in the data directory for the file; put a good one in its place and restart the agent"
 	case kv.isRefused():
 		e.Kind, e.Reason, e.Next = api.Denied, "the state store refuses this node's certificate", "if the node was removed, join it again with a new token"
 	default:
 		e.Kind = api.Unavailable
 		e.Reason = fmt.Sprintf("no answer within %v; waiting for a majority of the members of the state store, known at %s", kv.timeout, strings.Join(kv.client.Endpoints(), ", "))
 		e.Next = "see drover node ls for members that are down; what is mounted keeps working"
+		if kv.foreign {
+			e.Reason = fmt.Sprintf("no answer within %v from the external etcd at %s", kv.timeout, strings.Join(kv.client.Endpoints(), ", "))
+			e.Next = "see to that etcd; what is mounted keeps working"
+		}
 	}
 	return e
 }
@@ -194,12 +241,18 @@ func (kv *KV) get(ctx context.Context, keys []string, revision int64) ([]state.I
 			return nil, 0, err
 		}
 		got := resp.Get()
+		if err := kv.check(got.Header); err != nil {
+			return nil, 0, err
+		}
 		for _, found := range got.Kvs {
 			items[0].Value, items[0].Mod = found.Value, found.ModRevision
 		}
 		return items, got.Header.Revision, nil
 	}
 	resp, err := kv.client.Txn(ctx).Then(ops...).Commit()
+	if err == nil {
+		err = kv.check(resp.Header)
+	}
 	if err != nil {
 		return nil, 0, err
 	}
@@ -224,6 +277,9 @@ func (kv *KV) List(ctx context.Context, prefix string, revision int64, each func
 		var resp *clientv3.GetResponse
 		err := kv.do(ctx, "list state", prefix, func(ctx context.Context) (err error) {
 			resp, err = kv.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithRev(revision), clientv3.WithLimit(page), clientv3.WithSort(clientv3.SortByKey, clientv3.SortAscend))
+			if err == nil {
+				err = kv.check(resp.Header)
+			}
 			return err
 		})
 		if err != nil {
@@ -263,6 +319,9 @@ func (kv *KV) Commit(ctx context.Context, txn state.Txn) (int64, error) {
 	var revision int64
 	err := kv.do(ctx, "change state", txn.Object(), func(ctx context.Context) error {
 		resp, err := kv.client.Txn(ctx).If(conditions...).Then(ops...).Commit()
+		if err == nil {
+			err = kv.check(resp.Header)
+		}
 		if err != nil {
 			return err
 		}

@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"net/url"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -21,6 +20,7 @@ import (
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/auth"
+	"github.com/drover-data/drover/internal/durable"
 	"github.com/drover-data/drover/state"
 )
 
@@ -150,7 +150,7 @@ func Start(ctx context.Context, cfg Config) (*Member, error) {
 	fail := func(err error) (*Member, error) {
 		return nil, &api.Error{Kind: api.Unavailable, Op: "start the state store", Object: cfg.Name, Err: err, Next: "see drover doctor"}
 	}
-	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+	if err := durable.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return fail(err)
 	}
 	revoked, err := auth.OpenRevoked(filepath.Join(cfg.Identity.Dir(), auth.CRLFile))
@@ -295,6 +295,13 @@ func (m *Member) Close() {
 		m.done.Wait()
 		// etcd waits for clients to go by themselves, which watches never do.
 		m.guard.closeAll()
+		// Nor does it end while it still waits for the other members: its
+		// listeners first wait for it to be ready.
+		select {
+		case <-m.etcd.Server.ReadyNotify():
+		default:
+			m.etcd.Server.HardStop()
+		}
 		m.etcd.Close()
 	})
 }

@@ -32,6 +32,9 @@ func (m *Members) List(ctx context.Context) ([]state.Member, error) {
 	var list *clientv3.MemberListResponse
 	err := m.kv.do(ctx, "list members of the state store", "", func(ctx context.Context) (err error) {
 		list, err = m.kv.client.MemberList(ctx)
+		if err == nil {
+			err = m.kv.check(list.Header)
+		}
 		return err
 	})
 	if err != nil {

@@ -39,6 +39,21 @@ func grantsOf(node string) []grant {
 	}
 }
 
+// Grant is a right of a plain node in an etcd that others run, below the prefix.
+type Grant struct {
+	Key   string // all keys that begin with it
+	Write bool   // as well as read
+}
+
+// Grants is what a node that is no control node needs there.
+func Grants(node string) []Grant {
+	var out []Grant
+	for _, g := range grantsOf(node) {
+		out = append(out, Grant{g.key, g.write})
+	}
+	return out
+}
+
 // setUp gives a new store its users: root, which etcd asks for, and this node
 // as a control node. It goes on where a crash interrupted it.
 func (m *Member) setUp(ctx context.Context) error {

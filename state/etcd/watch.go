@@ -71,6 +71,9 @@ func (w *watcher) run(ctx context.Context) (done bool) {
 var errRefused = errors.New("certificate refused")
 
 func (w *watcher) take(ctx context.Context, resp clientv3.WatchResponse) (done, again bool) {
+	if resp.Header != nil && resp.Header.ClusterId != 0 && w.kv.check(resp.Header) != nil {
+		return false, true // it may be the right one that answers next
+	}
 	if resp.CompactRevision != 0 {
 		w.give(ctx, state.Batch{Revision: resp.CompactRevision, Resync: true})
 		return true, false
@@ -130,6 +133,9 @@ func (kv *KV) Lease(ctx context.Context, ttl time.Duration) (int64, <-chan struc
 	err := kv.do(ctx, "take a lease", "", func(call context.Context) error {
 		asked := time.Now()
 		resp, err := kv.client.Grant(call, int64((ttl+time.Second-1)/time.Second))
+		if err == nil {
+			err = kv.check(resp.ResponseHeader)
+		}
 		if err != nil {
 			return err
 		}

@@ -71,7 +71,7 @@ func (b *Backend) createHead(ctx context.Context, op string, spec storage.HeadSp
 	defer unlock()
 	switch h, err := b.head(p, op, spec.Key, true); {
 	case err == nil && h.From == spec.From:
-		return h, nil
+		return h, commitTransaction(p.root) // whoever made it may have been killed before that
 	case err == nil:
 		return none, hostfs.BeganOtherwise(op, spec, h.From)
 	case !api.Is(err, api.NotFound):
@@ -355,7 +355,7 @@ func (b *Backend) DestroyHead(ctx context.Context, key storage.HeadKey) error {
 func destroyIn(p *pool, dir, volume, name string) error {
 	fd, err := hostfs.OpenDir(p.root, dir+"/"+volume)
 	if err == unix.ENOENT {
-		return nil
+		return commitTransaction(p.root) // it may be gone for a moment only
 	}
 	if err != nil {
 		return err

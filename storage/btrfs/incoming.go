@@ -67,6 +67,9 @@ func (b *Backend) beginIncoming(ctx context.Context, op string, spec storage.Rec
 	}
 	defer unlock()
 	if err := hostfs.Access(p.root, hostfs.SnapshotPath(spec.Volume, spec.ID)); err == nil {
+		if err := commitTransaction(p.root); err != nil {
+			return nil, err
+		}
 		return nil, hostfs.IsThere(op, spec.Volume, spec.ID)
 	} else if err != unix.ENOENT {
 		return nil, err

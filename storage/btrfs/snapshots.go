@@ -41,7 +41,9 @@ func (b *Backend) snapshotHead(ctx context.Context, op string, key storage.HeadK
 		return none, err
 	}
 	defer unlock()
-	if s, err := b.snapshot(p, op, key.Volume, id); !api.Is(err, api.NotFound) {
+	if s, err := b.snapshot(p, op, key.Volume, id); err == nil {
+		return s, commitTransaction(p.root) // whoever made it may have been killed before that
+	} else if !api.Is(err, api.NotFound) {
 		return s, err
 	}
 	fd, err := b.openHead(p, op, key)

@@ -116,7 +116,7 @@ func (b *Backend) createHead(ctx context.Context, op string, spec storage.HeadSp
 	defer unlock()
 	switch h, err := b.head(p, op, spec.Key, true); {
 	case err == nil && h.From == spec.From:
-		return h, nil
+		return h, p.settle("heads", spec.Key.Volume)
 	case err == nil:
 		return none, hostfs.BeganOtherwise(op, spec, h.From)
 	case !api.Is(err, api.NotFound):

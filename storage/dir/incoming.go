@@ -57,6 +57,9 @@ func (b *Backend) stage(ctx context.Context, op string, spec storage.ReceiveSpec
 	}
 	defer unlock()
 	if err := hostfs.Access(p.root, hostfs.SnapshotPath(spec.Volume, spec.ID)); err == nil {
+		if err := p.settle("snapshots", spec.Volume); err != nil {
+			return nil, err
+		}
 		return nil, hostfs.IsThere(op, spec.Volume, spec.ID)
 	} else if err != unix.ENOENT {
 		return nil, err

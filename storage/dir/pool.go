@@ -257,6 +257,15 @@ func (p *pool) flush(rel string) error {
 // writeOut makes all that was written durable.
 func (p *pool) writeOut() error { return unix.Syncfs(p.root) }
 
+// settle makes durable which names there are in dir/volume: whoever made or
+// removed one may have been killed before it was.
+func (p *pool) settle(dir, volume string) error {
+	if err := p.flush(dir + "/" + volume); err != nil && err != unix.ENOENT {
+		return err
+	}
+	return p.flush(dir)
+}
+
 // above makes the directory of a volume under heads, snapshots or incoming.
 func (p *pool) above(dir, volume string) error {
 	if err := hostfs.MakeDirs(p.root, dir, volume); err != nil {
@@ -273,7 +282,7 @@ func (p *pool) drop(dir, volume, name string) error {
 	}
 	err := unix.Renameat(p.root, dir+"/"+volume+"/"+name, p.root, tmp)
 	if err == unix.ENOENT {
-		return nil
+		return p.settle(dir, volume)
 	}
 	if err != nil {
 		return err

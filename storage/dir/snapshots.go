@@ -49,7 +49,9 @@ func (b *Backend) snapshotHead(ctx context.Context, op string, key storage.HeadK
 		return none, err
 	}
 	defer unlock()
-	if s, err := b.snapshot(p, op, key.Volume, id); !api.Is(err, api.NotFound) {
+	if s, err := b.snapshot(p, op, key.Volume, id); err == nil {
+		return s, p.settle("snapshots", key.Volume)
+	} else if !api.Is(err, api.NotFound) {
 		return s, err
 	}
 	h, err := b.head(p, op, key, false)
@@ -120,7 +122,7 @@ func (b *Backend) unseal(ctx context.Context, op, volume, id string, key storage
 	if _, err := b.snapshot(p, op, volume, id); err != nil {
 		if api.Is(err, api.NotFound) { // done before?
 			if h, e := b.head(p, op, key, false); e == nil {
-				return h, nil
+				return h, errors.Join(p.settle("heads", volume), p.settle("snapshots", volume))
 			}
 		}
 		return none, err

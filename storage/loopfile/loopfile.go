@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/internal/durable"
 )
 
 // Config says what should be.
@@ -110,7 +111,7 @@ func create(ctx context.Context, cfg Config) error {
 	} else if !os.IsNotExist(err) {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(cfg.File), 0o700); err != nil {
+	if err := durable.MkdirAll(filepath.Dir(cfg.File), 0o700); err != nil {
 		return err
 	}
 	tmp := cfg.File + ".new"
@@ -136,7 +137,7 @@ func create(ctx context.Context, cfg Config) error {
 		_ = os.Remove(tmp)
 		return err
 	}
-	return syncDir(filepath.Dir(cfg.File))
+	return durable.SyncDir(filepath.Dir(cfg.File))
 }
 
 // reserve takes the file's space from the host, or fails with nothing taken.
@@ -339,15 +340,6 @@ func Detach(_ context.Context, cfg Config) error {
 		return &api.Error{Kind: api.InUse, Op: op, Object: cfg.Dir, Reason: "volumes of the pool are still in use", Next: "stop their users first", Err: err}
 	}
 	return fail(op, cfg.Dir, err)
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }
 
 // fail turns a system's error into an *api.Error.

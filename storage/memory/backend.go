@@ -362,6 +362,13 @@ func (b *Backend) Stage(ctx context.Context, spec storage.ReceiveSpec) (storage.
 // Put writes files into the stage.
 func (s *Stage) Put(files Files) { maps.Copy(s.files, files) }
 
+// Remove removes files from the stage.
+func (s *Stage) Remove(paths ...string) {
+	for _, p := range paths {
+		delete(s.files, p)
+	}
+}
+
 // Files gives the stage's content.
 func (s *Stage) Files() Files { return maps.Clone(s.files) }
 

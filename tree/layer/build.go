@@ -14,7 +14,7 @@ import (
 // Sizes of what is read and stored, in bytes.
 const (
 	pieceSize = 128 << 10 // content is cut at multiples of this
-	frameSize = 1 << 20 // a frame is closed when it holds this much
+	frameSize = 1 << 20   // a frame is closed when it holds this much
 	// maxSeen bounds the chunks of one layer that are remembered to be found again.
 	maxSeen = 1 << 20
 )

@@ -18,7 +18,8 @@ func FuzzEntry(f *testing.F) {
 	add := func(e Entry) { f.Add(e.encode(nil, number)) }
 	file := tree.Entry{Path: "a/b", Kind: tree.File, Meta: tree.Meta{Mode: 0o100644}, Size: 100_000}
 	add(Entry{Entry: file, Cut: 50, Extents: []Extent{
-		{Off: 10, Len: 20, Hole: true}, {Off: 40, Len: 100, Chunk: Chunk{Len: 100, Pack: packs[0].Sum, Stored: 90, Plain: 200, At: 50}},
+		{Off: 10, Len: 20, Hole: true},
+		{Off: 40, Len: 100, Chunk: Chunk{Len: 100, Pack: packs[0].Sum, Stored: 90, Plain: 200, At: 50}},
 		{Off: 200, Len: 50, Skip: 10, Chunk: Chunk{Len: 100, Pack: packs[1].Sum, Frame: 7, Stored: 90, Plain: 200, At: 50}},
 	}, Sums: []RangeSum{{0, digest.Sum{9}}}})
 	add(Entry{Gone: true, Entry: tree.Entry{Path: "x"}})

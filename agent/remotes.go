@@ -1,0 +1,421 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/exchange"
+	"github.com/drover-data/drover/ledger"
+	"github.com/drover-data/drover/plan"
+	"github.com/drover-data/drover/remote"
+	"github.com/drover-data/drover/repo"
+	"github.com/drover-data/drover/storage"
+	"github.com/drover-data/drover/tree"
+)
+
+// Remotes opens places outside the cluster.
+type Remotes interface {
+	// Open opens a remote by its URL.
+	Open(ctx context.Context, url string) (remote.Store, error)
+	// Key gives a key of this node by its id; "" is none.
+	Key(id string) (exchange.Key, error)
+}
+
+// commits is what a volume has here, for package exchange.
+type commits struct {
+	a      *Agent
+	volume string // id
+	pool   string // to look in first
+}
+
+func (c commits) Find(ctx context.Context, id string) (exchange.Local, error) {
+	f, err := c.a.Find(ctx, c.volume, id, c.pool)
+	return exchange.Local{Commit: f.Commit, Snapshot: f.Snapshot}, err
+}
+
+// Hints ask the pool that has both commits where they can differ.
+func (c commits) Hints(ctx context.Context, base, id string) (*tree.Hints, error) {
+	to, err := c.a.Find(ctx, c.volume, id, c.pool)
+	if err != nil {
+		return nil, err
+	}
+	from, err := c.a.Find(ctx, c.volume, base, to.Pool)
+	if err != nil {
+		return nil, err
+	}
+	d, can := storage.As[storage.Differ](to.Backend)
+	if !can || from.Pool != to.Pool {
+		return nil, nil
+	}
+	h := tree.NewHints()
+	err = d.Changes(ctx, c.volume, base, id, h.Add)
+	if api.Is(err, api.Unsupported) {
+		return nil, nil // everything is compared then
+	}
+	return h, err
+}
+
+// remoteOf finds a remote by its name; "" is origin, or the only one.
+func remoteOf(v api.Volume, name string) (string, api.Remote, error) {
+	const op = "find remote"
+	if name == "" {
+		name = "origin"
+		if _, known := v.Remotes[name]; !known && len(v.Remotes) == 1 {
+			for only := range v.Remotes {
+				name = only
+			}
+		}
+	}
+	r, known := v.Remotes[name]
+	if !known {
+		return name, r, &api.Error{Kind: api.NotFound, Op: op, Object: v.Name, Reason: "it has no remote " + name, Next: "drover remote add " + v.Name + " " + name + " URL"}
+	}
+	return name, r, nil
+}
+
+// openRemote opens a volume's remote for an exchange.
+func (a *Agent) openRemote(ctx context.Context, volume string, r api.Remote, tell func(exchange.Progress)) (*exchange.Remote, error) {
+	store, err := a.deps.Remotes.Open(ctx, r.URL)
+	if err != nil {
+		return nil, err
+	}
+	key, err := a.deps.Remotes.Key(r.Key)
+	if err != nil {
+		_ = store.Close()
+		return nil, err
+	}
+	return &exchange.Remote{Store: store, Cache: a.remoteCache(volume), Key: key, Now: a.deps.Now, Progress: tell}, nil
+}
+
+// remoteCache is where indexes and digests of a volume are kept between exchanges.
+func (a *Agent) remoteCache(volume string) string {
+	return filepath.Join(a.cfg.DataDir, "agent", "remotes", volume)
+}
+
+// SetRemote names a remote after it has answered.
+func (a *Agent) SetRemote(ctx context.Context, volume string, r api.NameRemote) (api.Volume, error) {
+	store, err := a.deps.Remotes.Open(ctx, r.URL)
+	if err != nil {
+		return api.Volume{}, err
+	}
+	defer store.Close()
+	if err := store.Check(ctx, true); err != nil {
+		return api.Volume{}, err
+	}
+	if _, err := a.deps.Remotes.Key(r.Key); err != nil {
+		return api.Volume{}, err
+	}
+	// What the store says of itself has no secrets in it.
+	return a.deps.Ledger.Change(ctx, volume, ledger.Change{Remote: &ledger.SetRemote{Name: r.Name, Remote: &api.Remote{URL: store.Info().URL, Key: r.Key}, Replace: r.Replace}})
+}
+
+// Push begins to bring a branch's commits to a remote.
+func (a *Agent) Push(_ context.Context, volume string, r api.StartPush, by string) (api.Job, error) {
+	const op = "push"
+	v, known := a.record(volume)
+	if !known {
+		return api.Job{}, notHere(a.cfg.Node, volume)
+	}
+	if r.Branch == "" {
+		r.Branch = v.Branch
+	}
+	_, v, rec, err := a.owned(op, volume, r.Branch)
+	if err != nil {
+		return api.Job{}, err
+	}
+	name, to, err := remoteOf(v, r.Remote)
+	if err != nil {
+		return api.Job{}, err
+	}
+	if rec.Commit == "" {
+		return api.Job{}, &api.Error{Kind: api.Invalid, Op: op, Object: v.Name + "@" + r.Branch, Reason: "it has no commit yet", Next: "drover commit " + v.Name + " -m … makes the first"}
+	}
+	if r.To == "" {
+		r.To = r.Branch
+	}
+	for _, b := range []string{r.To, r.OnDivergence} {
+		if b != "" {
+			if err := api.CheckBranchName(b); err != nil {
+				return api.Job{}, err
+			}
+		}
+	}
+	return a.start(api.Job{Kind: "push", Volume: v.Name, Remote: name, By: by}, func(ctx context.Context, tell func(exchange.Progress)) (*api.Synced, error) {
+		return a.push(ctx, v, rec, r, name, to, tell)
+	}), nil
+}
+
+func (a *Agent) push(ctx context.Context, v api.Volume, rec api.Head, r api.StartPush, name string, to api.Remote, tell func(exchange.Progress)) (*api.Synced, error) {
+	x, err := a.openRemote(ctx, v.ID, to, tell)
+	if err != nil {
+		return nil, err
+	}
+	defer x.Store.Close()
+	g, err := a.Graph(ctx, v.ID)
+	if err != nil {
+		return nil, err
+	}
+	out, err := x.Push(ctx, commits{a, v.ID, rec.Pool}, exchange.Push{Branch: r.To, Tip: rec.Commit, Graph: g, Aside: r.OnDivergence, DryRun: r.DryRun})
+	done := &api.Synced{Relation: string(out.Relation), Branch: out.Branch, From: out.Theirs, To: rec.Commit, Commits: out.Commits, Skipped: out.Skipped, DryRun: r.DryRun, Changed: out.Changed, Warning: out.Warning}
+	if err != nil || r.DryRun {
+		return done, err
+	}
+	at := rec.Commit
+	if out.Relation == repo.Ahead {
+		at, done.To = out.Theirs, out.Theirs
+	}
+	return done, a.track(ctx, v.ID, name, out.Branch, at)
+}
+
+// track notes where a remote's branch is.
+func (a *Agent) track(ctx context.Context, volume, name, branch, commit string) error {
+	after, err := a.deps.Ledger.Change(ctx, volume, ledger.Change{Track: &ledger.Track{Remote: name, Branch: branch, Commit: commit}})
+	if err == nil {
+		a.take(after, true)
+	}
+	return err
+}
+
+// Fetch begins to bring a remote's branch here; with Into a branch follows it.
+func (a *Agent) Fetch(_ context.Context, volume string, r api.StartFetch, by string) (api.Job, error) {
+	v, known := a.record(volume)
+	if !known {
+		return api.Job{}, notHere(a.cfg.Node, volume)
+	}
+	name, from, err := remoteOf(v, r.Remote)
+	if err != nil {
+		return api.Job{}, err
+	}
+	if r.Branch == "" {
+		r.Branch = v.Branch
+	}
+	kind, at := "fetch", v.Branch
+	if r.Into != "" {
+		kind, at = "pull", r.Into
+	}
+	h, v, rec, err := a.owned(kind, volume, at)
+	if err != nil {
+		return api.Job{}, err
+	}
+	return a.start(api.Job{Kind: kind, Volume: v.Name, Remote: name, By: by}, func(ctx context.Context, tell func(exchange.Progress)) (*api.Synced, error) {
+		tip, g, err := a.bring(ctx, v, rec.Pool, r, name, from, tell)
+		if err != nil {
+			return nil, err
+		}
+		done := &api.Synced{Branch: r.Branch, To: tip.ID, Commits: []string{tip.ID}, Relation: string(g.Relate(tip.ID, rec.Commit))}
+		if r.Into == "" {
+			return done, nil
+		}
+		return a.advanceTo(ctx, h, g, tip, r, by)
+	}), nil
+}
+
+// bring brings the tip of a remote's branch into a pool.
+func (a *Agent) bring(ctx context.Context, v api.Volume, pool string, r api.StartFetch, name string, from api.Remote, tell func(exchange.Progress)) (api.Commit, repo.Graph, error) {
+	x, err := a.openRemote(ctx, v.ID, from, tell)
+	if err != nil {
+		return api.Commit{}, nil, err
+	}
+	defer x.Store.Close()
+	b, err := a.backend(pool)
+	if err != nil {
+		return api.Commit{}, nil, err
+	}
+	g, err := a.Graph(ctx, v.ID)
+	if err != nil {
+		return api.Commit{}, nil, err
+	}
+	tip, g, err := fetchTip(ctx, x, r.Branch, g, exchange.Into{Backend: b, Volume: v.ID, Pool: commits{a, v.ID, pool}, AllowLoss: r.AllowLoss})
+	if err != nil {
+		return tip, g, err
+	}
+	return tip, g, a.track(ctx, v.ID, name, r.Branch, tip.ID)
+}
+
+// fetchTip brings what a remote's branch points to.
+func fetchTip(ctx context.Context, x *exchange.Remote, branch string, g repo.Graph, into exchange.Into) (api.Commit, repo.Graph, error) {
+	theirs, err := x.Branch(ctx, branch)
+	if err != nil {
+		return api.Commit{}, g, err
+	}
+	if theirs == nil {
+		return api.Commit{}, g, &api.Error{Kind: api.NotFound, Op: "fetch", Object: branch, Reason: x.Store.Info().URL + " has no such branch", Next: "drover ls-remote shows those it has"}
+	}
+	if g, err = x.History(ctx, g, theirs); err != nil {
+		return api.Commit{}, g, err
+	}
+	into.Graph = g
+	_, err = x.Get(ctx, theirs, into)
+	return theirs.Record.Commit, g, err
+}
+
+// advanceTo lets a branch follow a commit that was fetched.
+func (a *Agent) advanceTo(ctx context.Context, h *head, g repo.Graph, tip api.Commit, r api.StartFetch, by string) (*api.Synced, error) {
+	const op = "pull"
+	_, v, rec, err := a.owned(op, h.key.volume, h.key.branch)
+	if err != nil {
+		return nil, err
+	}
+	done := &api.Synced{Branch: r.Into, From: rec.Commit, To: rec.Commit, Commits: []string{tip.ID}}
+	rel := g.Relate(tip.ID, rec.Commit)
+	if rec.Commit == "" {
+		rel = repo.FastForward
+	}
+	done.Relation = string(rel)
+	switch rel {
+	case repo.UpToDate, repo.Ahead:
+		return done, nil
+	case repo.Diverged, repo.Unrelated:
+		if r.OnDivergence == "" {
+			return done, &api.Error{Kind: api.Conflict, Op: op, Object: v.Name + "@" + r.Into, Reason: fmt.Sprintf("%s: ours is at %s, theirs at %s", rel, short(rec.Commit), short(tip.ID)), Next: "pull with --branch-on-divergence NAME to have theirs as a branch of its own"}
+		}
+		done.Branch, done.From, done.To = r.OnDivergence, "", tip.ID
+		_, err := a.Branch(ctx, v.ID, api.MakeBranch{Name: r.OnDivergence, From: tip.ID}, by)
+		return done, err
+	}
+	w, err := h.do(ctx, func(api.Volume, api.Head) (workJournal, error) {
+		return workJournal{Kind: plan.WorkReset, Op: repo.OpPull, To: tip.ID, Seed: tip.ID, By: by}, nil
+	})
+	m := h.moved(w)
+	done.To, done.Kept = m.To, m.Kept
+	return done, err
+}
+
+// Clone begins to make a volume here from a branch of a remote.
+func (a *Agent) Clone(ctx context.Context, r api.CloneVolume, by string) (api.Job, error) {
+	const op = "clone volume"
+	if err := api.CheckVolumeName(r.Name); err != nil {
+		return api.Job{}, err
+	}
+	if r.Branch == "" {
+		r.Branch = api.MainBranch
+	}
+	if _, err := a.find(ctx, r.Name); err == nil {
+		return api.Job{}, &api.Error{Kind: api.Exists, Op: op, Object: r.Name, Reason: "there is a volume of that name", Next: "choose another name, or drover pull into it"}
+	} else if !api.Is(err, api.NotFound) {
+		return api.Job{}, err
+	}
+	pool, err := a.choosePool(r.Pool)
+	if err != nil {
+		return api.Job{}, err
+	}
+	return a.start(api.Job{Kind: "clone", Volume: r.Name, Remote: "origin", By: by}, func(ctx context.Context, tell func(exchange.Progress)) (*api.Synced, error) {
+		return a.clone(ctx, r, pool, by, tell)
+	}), nil
+}
+
+func (a *Agent) clone(ctx context.Context, r api.CloneVolume, pool, by string, tell func(exchange.Progress)) (*api.Synced, error) {
+	b, err := a.backend(pool)
+	if err != nil {
+		return nil, err
+	}
+	id := a.deps.NewID()
+	// While no record names it, what arrives is kept from being swept.
+	a.mu.Lock()
+	a.cloning[id] = true
+	a.mu.Unlock()
+	defer func() {
+		a.mu.Lock()
+		delete(a.cloning, id)
+		a.mu.Unlock()
+	}()
+	x, err := a.openRemote(ctx, id, api.Remote{URL: r.URL, Key: r.Key}, tell)
+	if err != nil {
+		return nil, err
+	}
+	defer x.Store.Close()
+	tip, _, err := fetchTip(ctx, x, r.Branch, nil, exchange.Into{Backend: b, Volume: id, Pool: commits{a, id, pool}, AllowLoss: r.AllowLoss})
+	if err != nil {
+		_ = os.RemoveAll(a.remoteCache(id))
+		return nil, err
+	}
+	v, err := a.deps.Ledger.Create(ctx, ledger.Create{
+		ID: id, Name: r.Name, Size: r.Size, Node: a.cfg.Node, Pool: pool, Seed: tip.ID, Commit: tip.ID, Branch: r.Branch,
+		Tip:     &api.Tip{Op: repo.OpClone, By: by, At: a.deps.Now().UTC(), Note: "from " + x.Store.Info().URL},
+		Remotes: map[string]api.Remote{"origin": {URL: x.Store.Info().URL, Key: r.Key}},
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.take(v, true)
+	if err := a.track(ctx, id, "origin", r.Branch, tip.ID); err != nil {
+		return nil, err
+	}
+	return &api.Synced{Relation: string(repo.FastForward), Branch: r.Branch, To: tip.ID, Commits: []string{tip.ID}, Volume: v.Name}, a.ready(ctx, id, r.Branch, branchWait)
+}
+
+// Verify begins to read a commit of a remote back.
+func (a *Agent) Verify(_ context.Context, volume, remoteName, branch, by string) (api.Job, error) {
+	v, known := a.record(volume)
+	if !known {
+		return api.Job{}, notHere(a.cfg.Node, volume)
+	}
+	name, from, err := remoteOf(v, remoteName)
+	if err != nil {
+		return api.Job{}, err
+	}
+	if branch == "" {
+		branch = v.Branch
+	}
+	return a.start(api.Job{Kind: "verify", Volume: v.Name, Remote: name, By: by}, func(ctx context.Context, tell func(exchange.Progress)) (*api.Synced, error) {
+		x, err := a.openRemote(ctx, v.ID, from, tell)
+		if err != nil {
+			return nil, err
+		}
+		defer x.Store.Close()
+		s, err := x.Branch(ctx, branch)
+		if err != nil {
+			return nil, err
+		}
+		if s == nil {
+			return nil, &api.Error{Kind: api.NotFound, Op: "verify", Object: branch, Reason: x.Store.Info().URL + " has no such branch", Next: "drover ls-remote shows those it has"}
+		}
+		return &api.Synced{Relation: string(repo.UpToDate), Branch: branch, To: s.Record.ID, Commits: []string{s.Record.ID}}, x.Verify(ctx, s)
+	}), nil
+}
+
+// LsRemote lists what a remote has.
+func (a *Agent) LsRemote(ctx context.Context, volume, remoteName string) ([]api.RemoteRef, error) {
+	v, known := a.record(volume)
+	if !known {
+		return nil, notHere(a.cfg.Node, volume)
+	}
+	_, from, err := remoteOf(v, remoteName)
+	if err != nil {
+		return nil, err
+	}
+	x, err := a.openRemote(ctx, v.ID, from, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer x.Store.Close()
+	var out []api.RemoteRef
+	for _, kind := range []struct{ prefix, name string }{{remote.BranchPrefix, "branch"}, {remote.TagPrefix, "tag"}} {
+		refs, err := x.Store.Refs(ctx, kind.prefix)
+		if err != nil {
+			return nil, err
+		}
+		for _, ref := range refs {
+			name, whole := remote.Unescape(ref.Name[len(kind.prefix):])
+			if !whole {
+				name = ref.Name
+			}
+			full, err := x.Store.Ref(ctx, ref.Name)
+			if api.Is(err, api.NotFound) {
+				continue
+			}
+			if err != nil {
+				return nil, err
+			}
+			s, err := x.Load(ctx, full.Desc.Digest)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, api.RemoteRef{Kind: kind.name, Name: name, Commit: s.Record.ID, Message: s.Record.Message, Time: s.Record.Time, Bytes: s.Record.Content.Bytes, Digest: s.Record.Content.Digest})
+		}
+	}
+	return out, nil
+}

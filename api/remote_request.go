@@ -1,0 +1,94 @@
+package api
+
+import "time"
+
+// NameRemote is a user's wish for a name of a place that keeps commits.
+type NameRemote struct {
+	Name    string `json:"name"`
+	URL     string `json:"url" doc:"registry.example.com/team/pg, s3://bucket/prefix, file:///path or hub://host/team/pg"`
+	Key     string `json:"key,omitempty" doc:"id of the key that seals what is pushed; empty: in clear"`
+	Replace bool   `json:"replace,omitempty" doc:"point a name that is there elsewhere"`
+}
+
+// StartPush is a user's wish that a branch's commits go to a remote.
+type StartPush struct {
+	Remote string `json:"remote,omitempty" doc:"name; empty is origin, or the only one there is"`
+	Branch string `json:"branch,omitempty" doc:"empty is the current branch"`
+	To     string `json:"to,omitempty" doc:"branch of the remote; empty is the same name"`
+	// OnDivergence is the name of the remote's branch that ours goes to when the
+	// remote's has commits that ours lacks; empty: that is refused.
+	OnDivergence string `json:"onDivergence,omitempty"`
+	DryRun       bool   `json:"dryRun,omitempty" doc:"only say what would be sent"`
+}
+
+// StartFetch is a user's wish that commits come from a remote.
+type StartFetch struct {
+	Remote string `json:"remote,omitempty" doc:"name; empty is origin, or the only one there is"`
+	Branch string `json:"branch,omitempty" doc:"of the remote; empty is the current branch's name"`
+	// Into is the branch here that follows what was fetched; empty only fetches.
+	Into string `json:"into,omitempty"`
+	// OnDivergence is the name of the branch here that theirs becomes when both
+	// sides have commits that the other lacks; empty: that is refused.
+	OnDivergence string `json:"onDivergence,omitempty"`
+	AllowLoss    bool   `json:"allowLoss,omitempty" doc:"take what the pool cannot keep, and keep it beside the data"`
+}
+
+// CloneVolume is a user's wish for a volume that begins as a branch of a remote.
+type CloneVolume struct {
+	URL       string `json:"url"`
+	Key       string `json:"key,omitempty"`
+	Name      string `json:"name"`
+	Branch    string `json:"branch,omitempty" doc:"of the remote; empty is main"`
+	Node      string `json:"node,omitempty" doc:"where it is made; empty is the node that is asked"`
+	Pool      string `json:"pool,omitempty" doc:"pool on that node; empty is its default"`
+	Size      int64  `json:"size,omitempty" doc:"limit in bytes; 0 is none"`
+	AllowLoss bool   `json:"allowLoss,omitempty"`
+}
+
+// Job is something that takes a while, as the node tells that does it. It
+// lives in that node's agent and is forgotten with it.
+type Job struct {
+	ID      string    `json:"id"`
+	Kind    string    `json:"kind" doc:"push, fetch, pull, clone or verify"`
+	Node    string    `json:"node"`
+	Volume  string    `json:"volume"`
+	Remote  string    `json:"remote"`
+	By      string    `json:"by"`
+	Phase   string    `json:"phase" doc:"reading, uploading, downloading, writing, done or failed"`
+	Read    int64     `json:"read" doc:"bytes of the volume's content that were read"`
+	Sent    int64     `json:"sent" doc:"bytes that crossed the wire to the remote"`
+	Got     int64     `json:"got" doc:"bytes that crossed the wire from the remote"`
+	Wrote   int64     `json:"wrote" doc:"bytes of content that were written here"`
+	ToSend  int64     `json:"toSend" doc:"bytes of packs that are ready to go or gone"`
+	ToGet   int64     `json:"toGet" doc:"bytes that will cross the wire from the remote"`
+	Started time.Time `json:"started"`
+	Ended   time.Time `json:"ended,omitzero"`
+	Result  *Synced   `json:"result,omitempty"`
+	Err     *Error    `json:"error,omitempty"`
+}
+
+// Synced is what a push, fetch, pull or clone did.
+type Synced struct {
+	Relation string   `json:"relation" doc:"up-to-date, fast-forward, ahead, diverged or unrelated, seen from the side that was to change"`
+	Branch   string   `json:"branch" doc:"that was moved, here or there"`
+	From     string   `json:"from,omitempty" doc:"commit it pointed to"`
+	To       string   `json:"to,omitempty" doc:"commit it points to"`
+	Commits  []string `json:"commits,omitempty" doc:"that were brought"`
+	Skipped  []string `json:"skipped,omitempty" doc:"of which no data was there; their children name them"`
+	DryRun   bool     `json:"dryRun,omitempty" doc:"nothing was sent or moved"`
+	Changed  int64    `json:"changed,omitempty" doc:"bytes of content that differ; of a dry run"`
+	Kept     string   `json:"kept,omitempty" doc:"stash that keeps what was not committed"`
+	Volume   string   `json:"volume,omitempty" doc:"that was made"`
+	Warning  string   `json:"warning,omitempty"`
+}
+
+// RemoteRef is a name that a remote has.
+type RemoteRef struct {
+	Kind    string    `json:"kind" doc:"branch or tag"`
+	Name    string    `json:"name"`
+	Commit  string    `json:"commit"`
+	Message string    `json:"message"`
+	Time    time.Time `json:"time"`
+	Bytes   int64     `json:"bytes" doc:"sum of the files' sizes"`
+	Digest  string    `json:"digest" doc:"of its content"`
+}

@@ -1,0 +1,96 @@
+package ledger
+
+import (
+	"fmt"
+	"maps"
+	"strings"
+
+	"github.com/drover-data/drover/api"
+)
+
+// SetRemote names a place that keeps a volume's commits; without Remote the
+// name is forgotten, and what was seen there.
+type SetRemote struct {
+	Name   string      `json:"name"`
+	Remote *api.Remote `json:"remote,omitempty"`
+	// Replace allows to point a name elsewhere.
+	Replace bool `json:"replace,omitempty"`
+}
+
+// Track notes where a remote's branch was seen; without Commit that it is gone.
+type Track struct {
+	Remote string `json:"remote"`
+	Branch string `json:"branch"`
+	Commit string `json:"commit,omitempty"`
+}
+
+func setRemote(v api.Volume, s SetRemote) (api.Volume, error) {
+	const op = "set remote"
+	if err := api.CheckRemoteName(s.Name); err != nil {
+		return v, err
+	}
+	had, known := v.Remotes[s.Name]
+	if s.Remote == nil {
+		v.Remotes = without(v.Remotes, func(name string) bool { return name == s.Name })
+		v.Tracking = without(v.Tracking, func(name string) bool { return strings.HasPrefix(name, s.Name+"/") })
+		return v, nil
+	}
+	switch {
+	case known && had == *s.Remote:
+		return v, nil
+	case known && !s.Replace:
+		return v, &api.Error{Kind: api.Exists, Op: op, Object: v.Name, Reason: fmt.Sprintf("remote %s is %s", s.Name, had.URL), Next: "choose another name, or drover remote set-url"}
+	case !known && len(v.Remotes) >= api.MaxRemotes:
+		return v, &api.Error{Kind: api.Exhausted, Op: op, Object: v.Name, Reason: fmt.Sprintf("it has %d remotes already", len(v.Remotes)), Next: "remove one: drover remote rm"}
+	}
+	if known && had.URL != s.Remote.URL {
+		v.Tracking = without(v.Tracking, func(name string) bool { return strings.HasPrefix(name, s.Name+"/") })
+	}
+	v.Remotes = extend(v.Remotes, s.Name, *s.Remote)
+	return v, nil
+}
+
+// maxTracking bounds the remote branches that are remembered.
+const maxTracking = api.MaxBranches
+
+func track(v api.Volume, t Track) (api.Volume, error) {
+	const op = "note remote branch"
+	name := t.Remote + "/" + t.Branch
+	if _, known := v.Remotes[t.Remote]; !known {
+		return v, &api.Error{Kind: api.NotFound, Op: op, Object: v.Name, Reason: "it has no remote " + t.Remote}
+	}
+	if err := api.CheckBranchName(t.Branch); err != nil {
+		return v, err
+	}
+	if t.Commit == "" {
+		v.Tracking = without(v.Tracking, func(n string) bool { return n == name })
+		return v, nil
+	}
+	if err := commitID(op, t.Commit, false); err != nil {
+		return v, err
+	}
+	if _, known := v.Tracking[name]; !known && len(v.Tracking) >= maxTracking {
+		return v, &api.Error{Kind: api.Exhausted, Op: op, Object: v.Name, Reason: fmt.Sprintf("%d branches of remotes are remembered already", len(v.Tracking))}
+	}
+	v.Tracking = extend(v.Tracking, name, t.Commit)
+	return v, nil
+}
+
+// extend and without give changed copies; an empty one is nil, as it is read back.
+func extend[V any](m map[string]V, key string, value V) map[string]V {
+	m = maps.Clone(m)
+	if m == nil {
+		m = map[string]V{}
+	}
+	m[key] = value
+	return m
+}
+
+func without[V any](m map[string]V, gone func(string) bool) map[string]V {
+	m = maps.Clone(m)
+	maps.DeleteFunc(m, func(k string, _ V) bool { return gone(k) })
+	if len(m) == 0 {
+		return nil
+	}
+	return m
+}
