@@ -117,6 +117,7 @@ type Agent struct {
 	holds   map[string]*hold    // guarded by mu; for commits of several volumes, by token
 	stray   map[string][]string // guarded by mu; branches of which the pools held a head at the start, by volume
 	notes   notes
+	read    map[string]int // guarded by mu; snapshots that are just read, by ID
 	jobs    jobs
 	cloning map[string]bool // guarded by mu; ids of volumes that arrive from a remote and have no record yet
 	fresh   bool            // guarded by mu; the records were read from the store since the start

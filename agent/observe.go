@@ -51,6 +51,11 @@ func (h *head) observe(ctx context.Context) (plan.Observed, error) {
 	if err := h.observeArriving(&o); err != nil {
 		return o, err
 	}
+	for _, s := range o.Snapshots {
+		if h.a.isRead(s.ID) {
+			o.Needed[s.ID] = true
+		}
+	}
 	for _, other := range v.Heads {
 		if other.Move == nil {
 			continue

@@ -14,6 +14,7 @@ import (
 // Agent is this node's agent.
 type Agent interface {
 	History
+	Looking
 	Remotes
 	Schedules
 	NewVolume(ctx context.Context, c api.CreateVolume) (api.Volume, error)

@@ -64,6 +64,7 @@ func New(cfg Config) *Server {
 	s.api = humago.New(s.mux, hc)
 	s.volumeRoutes()
 	s.historyRoutes()
+	s.lookingRoutes()
 	s.remoteRoutes()
 	s.scheduleRoutes()
 	s.nodeRoutes()

@@ -136,7 +136,9 @@ const (
 	OpBranch = "branch"
 	OpRename = "rename"
 	OpPull   = "pull"
-	OpClone  = "clone"
+	// OpRevertFile leaves the tip where it is, and is there to be undone.
+	OpRevertFile = "revert-file"
+	OpClone      = "clone"
 )
 
 // Subject is a message's first line, cut to what fits a line.

@@ -2,8 +2,10 @@ package tree
 
 import (
 	"cmp"
+	"context"
 	"slices"
 
+	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/storage"
 )
 
@@ -21,6 +23,23 @@ type hint struct {
 
 // NewHints is empty: nothing differs.
 func NewHints() *Hints { return &Hints{paths: map[string]*hint{"": {below: true}}} }
+
+// HintsOf asks a pool where two of its snapshots can differ. It is nil where
+// the pool cannot tell: then they are compared.
+func HintsOf(ctx context.Context, b storage.Backend, volume, base, id string) (*Hints, error) {
+	d, ok := storage.As[storage.Differ](b)
+	if !ok {
+		return nil, nil
+	}
+	h := NewHints()
+	switch err := d.Changes(ctx, volume, base, id, h.Add); {
+	case api.Is(err, api.Unsupported):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	}
+	return h, nil
+}
 
 // Add notes a change.
 func (h *Hints) Add(c storage.Change) error {

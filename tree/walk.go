@@ -115,7 +115,8 @@ func (w *walker) checkHints() error {
 			f := v.folder(dir)
 			e, err := f.look(name)
 			f.close()
-			if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) {
+			// What is above the path may be no directory in one of the trees.
+			if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENOTDIR) && !errors.Is(err, unix.ELOOP) {
 				return err
 			}
 			if e != nil && !e.isDir() && e.nlink > 1 {

@@ -63,6 +63,7 @@ func rootCommand() *cobra.Command {
 		initCommand(), joinCommand(), statusCommand(&t), volumeCommand(&t), poolCommand(&t), nodeCommand(&t), userCommand(&t), eventsCommand(&t), doctorCommand(&t),
 		backupCommand(&t), recoverCommand(&t),
 		commitCommand(&t), logCommand(&t), showCommand(&t), branchCommand(&t), checkoutCommand(&t), resetCommand(&t), stashCommand(&t), undoCommand(&t), reflogCommand(&t), tagCommand(&t),
+		diffCommand(&t), catCommand(&t), revertFileCommand(&t), mountCommand(&t), umountCommand(),
 		remoteCommand(&t), lsRemoteCommand(&t), pushCommand(&t), fetchCommand(&t, false), fetchCommand(&t, true), cloneCommand(&t), verifyCommand(&t), jobCommand(&t), scheduleCommand(&t), pruneCommand(&t),
 		openapiCommand(), labCommand(), labClientCommand(), agentCommand(), stateCommand(), unitsCommand(),
 	)

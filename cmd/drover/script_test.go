@@ -111,6 +111,7 @@ func canned() http.Handler {
 		}
 		_ = json.NewEncoder(w).Encode(api.Volume{Name: in.Name, Size: in.Size, Labels: in.Labels})
 	})
+	cannedLooking(mux)
 	history(mux, give, at)
 	// Every kind of error, by name: drover volume inspect error-KIND.
 	for i, k := range api.Kinds {

@@ -73,6 +73,7 @@ var (
 	_ storage.NativeStreams = (*Backend)(nil)
 	_ storage.Sizer         = (*Backend)(nil)
 	_ storage.Estimator     = (*Backend)(nil)
+	_ storage.Differ        = (*Backend)(nil)
 )
 
 // pool is the directory while it is there.

@@ -124,8 +124,23 @@ func (b *Backend) Estimate(ctx context.Context, spec storage.SendSpec) (int64, e
 }
 
 func estimate(r io.Reader) (int64, error) {
+	sum := int64(sendstream.HeaderSize)
+	err := eachCommand(r, func(c *sendstream.Command, n int) error {
+		sum += int64(n)
+		if c.Op != sendstream.UpdateExtent {
+			return nil
+		}
+		size, err := c.Uint(sendstream.Size)
+		sum += int64(size)
+		return err
+	})
+	return sum, err
+}
+
+// eachCommand reads a stream without data: f gets each command, which is valid
+// until it returns, and its length.
+func eachCommand(r io.Reader, f func(c *sendstream.Command, n int) error) error {
 	buf := make([]byte, 256<<10)
-	var sum int64
 	var c sendstream.Command
 	fill, version := 0, uint32(0)
 	for {
@@ -140,9 +155,9 @@ func estimate(r io.Reader) (int64, error) {
 				}
 				v, err := sendstream.ParseHeader(b)
 				if err != nil {
-					return 0, err
+					return err
 				}
-				version, at, sum = v, at+sendstream.HeaderSize, sum+sendstream.HeaderSize
+				version, at = v, at+sendstream.HeaderSize
 				continue
 			}
 			if len(b) < sendstream.CommandSize {
@@ -150,32 +165,28 @@ func estimate(r io.Reader) (int64, error) {
 			}
 			k, err := sendstream.Length(b)
 			if err != nil {
-				return 0, err
+				return err
 			}
 			if k > len(buf) {
-				return 0, fmt.Errorf("%w: a command of %d bytes in a stream without data", sendstream.ErrStream, k)
+				return fmt.Errorf("%w: a command of %d bytes in a stream without data", sendstream.ErrStream, k)
 			}
 			if len(b) < k {
 				break
 			}
 			if err := c.Parse(b[:k], version); err != nil {
-				return 0, err
+				return err
 			}
-			if c.Op == sendstream.UpdateExtent {
-				size, err := c.Uint(sendstream.Size)
-				if err != nil {
-					return 0, err
-				}
-				sum += int64(size)
+			if err := f(&c, k); err != nil {
+				return err
 			}
-			at, sum = at+k, sum+int64(k)
+			at += k
 		}
 		fill = copy(buf, buf[at:fill])
 		if err == io.EOF {
-			return sum, nil
+			return nil
 		}
 		if err != nil {
-			return 0, err
+			return err
 		}
 	}
 }

@@ -52,6 +52,18 @@ func (c core) Estimate(ctx context.Context, spec storage.SendSpec) (int64, error
 	})
 }
 
+func (c core) Changes(ctx context.Context, volume, base, id string, each func(storage.Change) error) error {
+	return do(c.f, "Changes", looks, -1, func(b storage.Backend) error {
+		return able[storage.Differ](b).Changes(ctx, volume, base, id, each)
+	})
+}
+
+func (c core) Dirty(ctx context.Context, key storage.HeadKey, id string) (bool, error) {
+	return call(c.f, "Dirty", looks, -1, func(b storage.Backend) (bool, error) {
+		return able[storage.Differ](b).Dirty(ctx, key, id)
+	})
+}
+
 func (c core) Resize(ctx context.Context, key storage.HeadKey, size int64) error {
 	return do(c.f, "Resize", frees, -1, func(b storage.Backend) error {
 		return able[storage.Sizer](b).Resize(ctx, key, size)

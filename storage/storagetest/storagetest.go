@@ -147,6 +147,9 @@ func Run(t *testing.T, open func(t *testing.T) storage.Backend, opt Options) {
 	if _, ok := storage.As[storage.Grower](probe); ok {
 		t.Run("Grower", s.grower)
 	}
+	if _, ok := storage.As[storage.Differ](probe); ok {
+		t.Run("Differ", s.differ)
+	}
 }
 
 type suite struct {

@@ -187,3 +187,34 @@ func TestNames(t *testing.T) {
 		t.Error("names are not what sweep knows as ours")
 	}
 }
+
+func TestHasChange(t *testing.T) {
+	changed := part(3, 7, []byte("changed!"), 0)
+	same := append(bytes.Clone(changed[:recordSize]), changed[len(changed)-recordSize:]...)
+	for _, x := range []struct {
+		stream []byte
+		want   bool
+	}{
+		{same, false},
+		{changed, true},
+	} {
+		if got, err := hasChange(bytes.NewReader(x.stream)); err != nil || got != x.want {
+			t.Errorf("%v, %v, want %v", got, err, x.want)
+		}
+		for _, n := range []int{0, 100, recordSize} {
+			if got, err := hasChange(bytes.NewReader(x.stream[:n])); !errors.Is(err, errStream) {
+				t.Errorf("cut after %d bytes: %v, %v", n, got, err)
+			}
+		}
+	}
+}
+
+func FuzzHasChange(f *testing.F) {
+	f.Add(part(3, 7, nil, 0))
+	f.Add(part(3, 7, []byte("changed!"), 0))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if _, err := hasChange(bytes.NewReader(data)); err != nil && !errors.Is(err, errStream) {
+			t.Fatal(err)
+		}
+	})
+}
