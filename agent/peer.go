@@ -220,6 +220,9 @@ func (a *Agent) Delete(ctx context.Context, volume, by string) error {
 			return &api.Error{Kind: api.InUse, Op: "delete volume", Object: v.Name, Reason: "it is used on " + a.cfg.Node + " by " + names(holders), Next: "stop them first"}
 		}
 	}
+	if err := a.unusedElsewhere(ctx, mine[0].volume()); err != nil {
+		return err
+	}
 	v, err := a.deps.Ledger.Delete(ctx, volume, by)
 	if err != nil {
 		return err
@@ -229,6 +232,25 @@ func (a *Agent) Delete(ctx context.Context, volume, by string) error {
 	}
 	a.take(v, true)
 	a.event("volume.deleted", "info", v, "", fmt.Sprintf("volume %s was deleted by %s; it can be restored until %s", v.Name, by, v.Deleted.Purge.UTC().Format(time.DateTime)), nil)
+	return nil
+}
+
+// unusedElsewhere asks the owners of a volume's other branches whether anybody
+// uses them. One that does not answer leaves it unknown.
+func (a *Agent) unusedElsewhere(ctx context.Context, v api.Volume) error {
+	const op = "delete volume"
+	for branch, rec := range v.Heads {
+		if rec.Node == a.cfg.Node {
+			continue
+		}
+		s, err := a.deps.Peers.Status(ctx, rec.Node, v.ID, branch)
+		if err != nil {
+			return &api.Error{Kind: api.Unknown, Op: op, Object: v.Name + "@" + branch, Reason: "its owner " + rec.Node + " does not say whether it is used", Err: err, Next: "try again when " + rec.Node + " answers"}
+		}
+		if len(s.Users) > 0 {
+			return &api.Error{Kind: api.InUse, Op: op, Object: v.Name + "@" + branch, Reason: "it is used on " + rec.Node + " by " + strings.Join(s.Users, ", "), Next: "stop them first"}
+		}
+	}
 	return nil
 }
 
