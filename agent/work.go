@@ -118,7 +118,7 @@ func (h *head) beginWork(make func(v api.Volume, rec api.Head) (workJournal, err
 	w.ID, w.Epoch, w.At = h.a.deps.NewID(), x.rec.Epoch, h.a.deps.Now().UTC()
 	if w.Kind == plan.WorkReset {
 		w.From, w.Stash = x.rec.Commit, h.a.commitID()
-		if _, err := h.a.Find(context.Background(), h.key.volume, w.Seed, x.rec.Pool); err != nil {
+		if err := h.a.inPool(context.Background(), h.key.volume, w.Seed, x.rec.Pool); err != nil {
 			return w, err
 		}
 	}
@@ -419,7 +419,7 @@ func (a *Agent) Reset(ctx context.Context, volume string, r api.ResetBranch, by 
 	if err != nil {
 		return api.Moved{}, err
 	}
-	if _, err := a.Find(ctx, volume, to, rec.Pool); err != nil {
+	if err := a.inPool(ctx, volume, to, rec.Pool); err != nil {
 		return api.Moved{}, err
 	}
 	w, err := h.do(ctx, func(api.Volume, api.Head) (workJournal, error) {

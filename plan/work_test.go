@@ -109,8 +109,10 @@ func TestThinKeepsHistory(t *testing.T) {
 	old, young := noon.Add(-25*time.Hour), noon.Add(-time.Hour)
 	o := seen(func(o *Observed, h *api.Head) {
 		o.Snapshots = []Snapshot{
-			{Pool: "p", ID: "reached", Commit: true, Created: old}, {Pool: "p", ID: "young", Commit: true, Created: young},
-			{Pool: "p", ID: "old", Commit: true, Created: old}, {Pool: "p", ID: "round", Created: young},
+			{Pool: "p", ID: "reached", Commit: true, Created: old},
+			{Pool: "p", ID: "young", Commit: true, Created: young},
+			{Pool: "p", ID: "old", Commit: true, Created: old},
+			{Pool: "p", ID: "round", Created: young},
 		}
 		o.Keep = map[string]bool{"reached": true}
 	})

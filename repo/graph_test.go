@@ -140,9 +140,21 @@ func TestResolve(t *testing.T) {
 		ref, want string
 		kind      api.Kind
 	}{
-		{"pg", c, ""}, {"pg@main", c, ""}, {"pg~1", b, ""}, {"pg~2", a, ""}, {"pg~3", "", api.NotFound},
-		{"pg@feature/x", b, ""}, {"pg@v1", a, ""}, {"pg@origin/main", b, ""}, {"pg@ffff", c, ""}, {"pg@ffff~1", b, ""},
-		{"pg@0000", "", api.Invalid}, {"pg@fff", "", api.NotFound}, {"pg@" + a, a, ""}, {"pg@nothing", "", api.NotFound}, {"pg@empty", "", api.NotFound},
+		{"pg", c, ""},
+		{"pg@main", c, ""},
+		{"pg~1", b, ""},
+		{"pg~2", a, ""},
+		{"pg~3", "", api.NotFound},
+		{"pg@feature/x", b, ""},
+		{"pg@v1", a, ""},
+		{"pg@origin/main", b, ""},
+		{"pg@ffff", c, ""},
+		{"pg@ffff~1", b, ""},
+		{"pg@0000", "", api.Invalid},
+		{"pg@fff", "", api.NotFound},
+		{"pg@" + a, a, ""},
+		{"pg@nothing", "", api.NotFound},
+		{"pg@empty", "", api.NotFound},
 	} {
 		r, err := api.ParseRef(x.ref)
 		if err != nil {
