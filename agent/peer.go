@@ -76,7 +76,7 @@ func (a *Agent) Prepare(ctx context.Context, p peer.Preparation) error {
 	}
 	plan := prepared{Preparation: p}
 	for _, spec := range p.Containers {
-		reuse, err := a.standsHere(ctx, rec, spec)
+		reuse, err := a.standsHere(ctx, rec, p.Volume, spec)
 		if err != nil {
 			return err
 		}
@@ -96,9 +96,14 @@ func (a *Agent) Prepare(ctx context.Context, p peer.Preparation) error {
 }
 
 // standsHere reports whether a container's original, which moved away with the
-// head, stands here stopped and of the same image, so that it can go on.
-func (a *Agent) standsHere(ctx context.Context, rec api.Head, spec container.Spec) (bool, error) {
-	if !slices.Contains(rec.Away[a.cfg.Node].Containers, spec.Name) {
+// head, or with another branch that the plain name meant then, stands here
+// stopped and of the same image, so that it can go on.
+func (a *Agent) standsHere(ctx context.Context, rec api.Head, v api.Volume, spec container.Spec) (bool, error) {
+	away := slices.Contains(rec.Away[a.cfg.Node].Containers, spec.Name)
+	for _, other := range v.Heads {
+		away = away || slices.Contains(other.Away[a.cfg.Node].Containers, spec.Name)
+	}
+	if !away {
 		return false, nil
 	}
 	c, err := a.deps.Engine.Inspect(ctx, spec.Name)
