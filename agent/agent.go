@@ -300,6 +300,22 @@ func (a *Agent) take(v api.Volume, fresh bool) {
 	}
 }
 
+// tell hands a record to the heads that are there, without keeping it for a
+// restart: that waits for the disk, and the watch does it a moment later.
+func (a *Agent) tell(v api.Volume) {
+	a.mu.Lock()
+	var mine []*head
+	for key, h := range a.heads {
+		if key.volume == v.ID {
+			mine = append(mine, h)
+		}
+	}
+	a.mu.Unlock()
+	for _, h := range mine {
+		h.setRecord(v, true)
+	}
+}
+
 // branches lists the branches of a volume that this node has to do with, by
 // its record or because a head of one is here that the record does not have.
 // mu is held.
