@@ -43,6 +43,9 @@ func (h *head) act(ctx context.Context, o plan.Observed, action plan.Action) err
 		if err != nil {
 			return err
 		}
+		if h.a.needed(h.key.volume) {
+			return errLookAgain
+		}
 		return h.dropSnapshot(ctx, a.Pool, b, a.ID)
 	case plan.BeginPurge:
 		return h.took(h.a.deps.Ledger.BeginPurge(ctx, h.key.volume))
@@ -72,6 +75,8 @@ func (h *head) took(v api.Volume, err error) error {
 	if _, there := v.Heads[h.key.branch]; there {
 		h.setRecord(v, true)
 	}
+	// The volume's other branches must not act on what was before.
+	h.a.tell(v)
 	return nil
 }
 

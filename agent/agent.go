@@ -201,6 +201,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return a.watchEngine(ctx) })
 	group.Go(func() error { return a.watchPools(ctx) })
 	group.Go(func() error { a.sweepNowAndThen(ctx); return nil })
+	group.Go(func() error { a.followSchedules(ctx); return nil })
 	return group.Wait()
 }
 
@@ -296,6 +297,22 @@ func (a *Agent) take(v api.Volume, fresh bool) {
 	a.mu.Unlock()
 	for _, h := range mine {
 		h.setRecord(v, fresh)
+	}
+}
+
+// tell hands a record to the heads that are there, without keeping it for a
+// restart: that waits for the disk, and the watch does it a moment later.
+func (a *Agent) tell(v api.Volume) {
+	a.mu.Lock()
+	var mine []*head
+	for key, h := range a.heads {
+		if key.volume == v.ID {
+			mine = append(mine, h)
+		}
+	}
+	a.mu.Unlock()
+	for _, h := range mine {
+		h.setRecord(v, true)
 	}
 }
 

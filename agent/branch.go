@@ -111,6 +111,33 @@ func (x *hold) putAway(ctx context.Context, op, id, by string) (stash string, er
 	return stash, h.keepNote(ctx, x.rec.Pool, x.volume, x.rec.Epoch, id)
 }
 
+// The beginnings of what a head's note says when it was let go of because its
+// branch was to be deleted or renamed.
+const (
+	forDrop   = "drop "
+	forRename = "rename "
+)
+
+// stillThere asks the ledger, before a head is opened again that was let go of
+// for a branch to be deleted or renamed, whether that took effect after all:
+// the answer may have been lost, and the watch be late.
+func (h *head) stillThere(ctx context.Context, o plan.Observed) error {
+	if !slices.ContainsFunc(o.Copies, func(c plan.Copy) bool {
+		return strings.HasPrefix(c.ReleasedFor, forDrop) || strings.HasPrefix(c.ReleasedFor, forRename)
+	}) {
+		return nil
+	}
+	now, err := h.a.deps.Ledger.Volume(ctx, h.key.volume)
+	if err != nil {
+		return err
+	}
+	h.a.take(now, true)
+	if _, there := now.Heads[h.key.branch]; !there {
+		return errLookAgain
+	}
+	return nil
+}
+
 // DropBranch deletes a branch that nobody uses. What was not committed is kept
 // in a stash, and all of it can be brought back for a day.
 func (a *Agent) DropBranch(ctx context.Context, volume, branch, by string) (api.Dropped, error) {
@@ -124,7 +151,7 @@ func (a *Agent) DropBranch(ctx context.Context, volume, branch, by string) (api.
 	}
 	var out api.Dropped
 	err = h.alone(ctx, op, func(x *hold) error {
-		kept, err := x.putAway(ctx, op, "drop "+a.deps.NewID(), by)
+		kept, err := x.putAway(ctx, op, forDrop+a.deps.NewID(), by)
 		if err != nil {
 			return err
 		}
@@ -190,7 +217,7 @@ func (a *Agent) RenameBranch(ctx context.Context, volume, branch, to, by string)
 		if err := put(a.index, bucketRefLog, volume+"@"+to, savedLog{0, packed}); err != nil {
 			return err
 		}
-		seed, err := x.putAway(ctx, op, "rename "+a.deps.NewID(), by)
+		seed, err := x.putAway(ctx, op, forRename+a.deps.NewID(), by)
 		if err != nil {
 			return err
 		}

@@ -53,7 +53,7 @@ func (a *Agent) Commit(ctx context.Context, volume string, r api.MakeCommit, by 
 		}
 		return api.Committed{}, err
 	}
-	a.take(after, true)
+	a.tell(after)
 	a.event("volume.committed", "info", after, h.key.branch, fmt.Sprintf("commit %s of volume %s (%s): %s", short(c.ID), after.Name, c.Consistency, repo.Subject(c.Message)), map[string]string{"commit": c.ID})
 	return api.Committed{Volume: after.Name, Branch: h.key.branch, Commit: c}, nil
 }

@@ -219,11 +219,15 @@ func (h *head) look(ctx context.Context) (time.Duration, error) {
 				h.setAlarm("")
 				return a.Retry, nil
 			case plan.Later:
-				later = a.After
+				if later == 0 || a.After < later {
+					later = a.After
+				}
 				continue
 			case plan.ExpireBranch:
 				h.expire(o.Volume)
-				later = expireAgain
+				if later == 0 {
+					later = expireAgain
+				}
 				continue
 			case plan.Alarm:
 				h.setWaiting("")

@@ -111,6 +111,33 @@ func (a *Agent) Find(ctx context.Context, volume, commit, pool string) (Found, e
 	return Found{}, &api.Error{Kind: api.NotFound, Op: op, Object: short(commit), Reason: "no pool of " + a.cfg.Node + " holds it", Next: "it was pruned, or lies on another node or remote"}
 }
 
+// inPool looks that a commit is in the pool where a head is to be made of it.
+func (a *Agent) inPool(ctx context.Context, volume, commit, pool string) error {
+	f, err := a.Find(ctx, volume, commit, pool)
+	if err == nil && f.Pool != pool {
+		err = &api.Error{Kind: api.NotFound, Op: "find commit", Object: short(commit), Reason: "it is in pool " + f.Pool + " of " + a.cfg.Node + ", the branch in pool " + pool, Next: "make a branch of it: drover branch VOLUME NAME " + short(commit)}
+	}
+	return err
+}
+
+// needed reports whether what a head saw as useless may be of use to a move
+// that began meanwhile on another branch of the volume.
+func (a *Agent) needed(volume string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for key, h := range a.heads {
+		if key.volume != volume {
+			continue
+		}
+		for _, rec := range h.volume().Heads {
+			if rec.Move != nil {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // Resolve finds the commit that a reference means, as far as this node's pools
 // know the history.
 func (a *Agent) Resolve(ctx context.Context, v api.Volume, r api.Ref) (string, error) {

@@ -18,19 +18,20 @@ import (
 type index struct{ db *bbolt.DB }
 
 var (
-	bucketVolumes  = []byte("volumes")  // volume id -> record
-	bucketNames    = []byte("names")    // volume name -> id, of the whole cluster
-	bucketJournal  = []byte("journal")  // volume@branch -> journal of a move at its source
-	bucketPrepared = []byte("prepared") // volume@branch -> Preparation at a move's target
-	bucketBases    = []byte("bases")    // volume@branch/peer -> id of the last snapshot both hold
-	bucketArriving = []byte("arriving") // volume@branch/snapshot -> pool: it began to arrive there and is not complete
-	bucketCopies   = []byte("copies")   // volume@branch/volume that begins as a copy -> id of the snapshot
-	bucketPools    = []byte("pools")    // pool name -> api.AddPool
-	bucketHeld     = []byte("held")     // "pause" or "hook", container id -> heldBack: it was held for a commit
-	bucketWork     = []byte("work")     // volume@branch -> workJournal
-	bucketRefLog   = []byte("reflog")   // volume@branch -> savedLog, between a head and the one that follows it
-	bucketMeta     = []byte("meta")     // "incarnation" -> of the cluster, to which the pools were last reported
-	bucketWaiting  = []byte("waiting")  // volume@branch -> since when a container waits for the head
+	bucketVolumes   = []byte("volumes")   // volume id -> record
+	bucketNames     = []byte("names")     // volume name -> id, of the whole cluster
+	bucketJournal   = []byte("journal")   // volume@branch -> journal of a move at its source
+	bucketPrepared  = []byte("prepared")  // volume@branch -> Preparation at a move's target
+	bucketBases     = []byte("bases")     // volume@branch/peer -> id of the last snapshot both hold
+	bucketArriving  = []byte("arriving")  // volume@branch/snapshot -> pool: it began to arrive there and is not complete
+	bucketCopies    = []byte("copies")    // volume@branch/volume that begins as a copy -> id of the snapshot
+	bucketPools     = []byte("pools")     // pool name -> api.AddPool
+	bucketHeld      = []byte("held")      // "pause" or "hook", container id -> heldBack: it was held for a commit
+	bucketWork      = []byte("work")      // volume@branch -> workJournal
+	bucketRefLog    = []byte("reflog")    // volume@branch -> savedLog, between a head and the one that follows it
+	bucketMeta      = []byte("meta")      // "incarnation" -> of the cluster, to which the pools were last reported
+	bucketSchedules = []byte("schedules") // volume/schedule -> ran
+	bucketWaiting   = []byte("waiting")   // volume@branch -> since when a container waits for the head
 )
 
 func openIndex(path string) (*index, error) {
@@ -50,7 +51,7 @@ func openIndex(path string) (*index, error) {
 		return nil, errors.Join(err, db.Close())
 	}
 	err = db.Update(func(tx *bbolt.Tx) error {
-		for _, name := range [][]byte{bucketVolumes, bucketNames, bucketJournal, bucketPrepared, bucketBases, bucketWaiting, bucketPools, bucketArriving, bucketCopies, bucketHeld, bucketWork, bucketRefLog, bucketMeta} {
+		for _, name := range [][]byte{bucketVolumes, bucketNames, bucketJournal, bucketPrepared, bucketBases, bucketWaiting, bucketPools, bucketArriving, bucketCopies, bucketHeld, bucketWork, bucketRefLog, bucketMeta, bucketSchedules} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}

@@ -550,6 +550,9 @@ func (m *mover) cancel(ctx context.Context, v api.Volume, rec api.Head, reason s
 // or that brought it to another pool of this node.
 func (m *mover) unfence(ctx context.Context, o plan.Observed) error {
 	rec := o.Volume.Heads[m.h.key.branch]
+	if err := m.h.stillThere(ctx, o); err != nil {
+		return err
+	}
 	if _, err := m.stopStopping(ctx); err != nil {
 		return err
 	}

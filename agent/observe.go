@@ -116,7 +116,7 @@ func (h *head) observePool(ctx context.Context, p *pool, v api.Volume, j journal
 		n := readNote(hd.Note)
 		o.Copies = append(o.Copies, plan.Copy{
 			Pool: p.name, Epoch: n.Epoch, Released: n.Released != "", ReleasedFor: n.Released, Size: hd.Size,
-			Sizes: sizes && p.seen().HardSizes, Stale: n.stale(v) || h.forgetful(n, v, p.name),
+			Sizes: sizes && p.seen().HardSizes, Stale: n.stale(v), Behind: h.forgetful(n, v, p.name),
 		})
 	case api.Is(err, api.NotFound) && sealed:
 		o.Copies = append(o.Copies, plan.Copy{Pool: p.name, Epoch: j.Epoch, Released: true, ReleasedFor: j.Move, Size: v.Size, Sealed: true})

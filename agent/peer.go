@@ -79,7 +79,7 @@ func (a *Agent) Prepare(ctx context.Context, p peer.Preparation) error {
 	}
 	plan := prepared{Preparation: p}
 	for _, spec := range p.Containers {
-		reuse, err := a.standsHere(ctx, rec, spec)
+		reuse, err := a.standsHere(ctx, rec, p.Volume, spec)
 		if err != nil {
 			return err
 		}
@@ -99,9 +99,14 @@ func (a *Agent) Prepare(ctx context.Context, p peer.Preparation) error {
 }
 
 // standsHere reports whether a container's original, which moved away with the
-// head, stands here stopped and of the same image, so that it can go on.
-func (a *Agent) standsHere(ctx context.Context, rec api.Head, spec container.Spec) (bool, error) {
-	if !slices.Contains(rec.Away[a.cfg.Node].Containers, spec.Name) {
+// head, or with another branch that the plain name meant then, stands here
+// stopped and of the same image, so that it can go on.
+func (a *Agent) standsHere(ctx context.Context, rec api.Head, v api.Volume, spec container.Spec) (bool, error) {
+	away := slices.Contains(rec.Away[a.cfg.Node].Containers, spec.Name)
+	for _, other := range v.Heads {
+		away = away || slices.Contains(other.Away[a.cfg.Node].Containers, spec.Name)
+	}
+	if !away {
 		return false, nil
 	}
 	c, err := a.deps.Engine.Inspect(ctx, spec.Name)
@@ -226,6 +231,9 @@ func (a *Agent) Delete(ctx context.Context, volume, by string) error {
 			return &api.Error{Kind: api.InUse, Op: "delete volume", Object: v.Name, Reason: "it is used on " + a.cfg.Node + " by " + names(holders), Next: "stop them first"}
 		}
 	}
+	if err := a.unusedElsewhere(ctx, mine[0].volume()); err != nil {
+		return err
+	}
 	v, err := a.deps.Ledger.Delete(ctx, volume, by)
 	if err != nil {
 		return err
@@ -235,6 +243,25 @@ func (a *Agent) Delete(ctx context.Context, volume, by string) error {
 	}
 	a.take(v, true)
 	a.event("volume.deleted", "info", v, "", fmt.Sprintf("volume %s was deleted by %s; it can be restored until %s", v.Name, by, v.Deleted.Purge.UTC().Format(time.DateTime)), nil)
+	return nil
+}
+
+// unusedElsewhere asks the owners of a volume's other branches whether anybody
+// uses them. One that does not answer leaves it unknown.
+func (a *Agent) unusedElsewhere(ctx context.Context, v api.Volume) error {
+	const op = "delete volume"
+	for branch, rec := range v.Heads {
+		if rec.Node == a.cfg.Node {
+			continue
+		}
+		s, err := a.deps.Peers.Status(ctx, rec.Node, v.ID, branch)
+		if err != nil {
+			return &api.Error{Kind: api.Unknown, Op: op, Object: v.Name + "@" + branch, Reason: "its owner " + rec.Node + " does not say whether it is used", Err: err, Next: "try again when " + rec.Node + " answers"}
+		}
+		if len(s.Users) > 0 {
+			return &api.Error{Kind: api.InUse, Op: op, Object: v.Name + "@" + branch, Reason: "it is used on " + rec.Node + " by " + strings.Join(s.Users, ", "), Next: "stop them first"}
+		}
+	}
 	return nil
 }
 

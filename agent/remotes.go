@@ -354,20 +354,25 @@ func (a *Agent) Verify(_ context.Context, volume, remoteName, branch, by string)
 		branch = v.Branch
 	}
 	return a.start(api.Job{Kind: "verify", Volume: v.Name, Remote: name, By: by}, func(ctx context.Context, tell func(exchange.Progress)) (*api.Synced, error) {
-		x, err := a.openRemote(ctx, v.ID, from, tell)
-		if err != nil {
-			return nil, err
-		}
-		defer x.Store.Close()
-		s, err := x.Branch(ctx, branch)
-		if err != nil {
-			return nil, err
-		}
-		if s == nil {
-			return nil, &api.Error{Kind: api.NotFound, Op: "verify", Object: branch, Reason: x.Store.Info().URL + " has no such branch", Next: "drover ls-remote shows those it has"}
-		}
-		return &api.Synced{Relation: string(repo.UpToDate), Branch: branch, To: s.Record.ID, Commits: []string{s.Record.ID}}, x.Verify(ctx, s)
+		return a.readBack(ctx, v, from, branch, tell)
 	}), nil
+}
+
+// readBack reads all of a remote's branch and checks it.
+func (a *Agent) readBack(ctx context.Context, v api.Volume, from api.Remote, branch string, tell func(exchange.Progress)) (*api.Synced, error) {
+	x, err := a.openRemote(ctx, v.ID, from, tell)
+	if err != nil {
+		return nil, err
+	}
+	defer x.Store.Close()
+	s, err := x.Branch(ctx, branch)
+	if err != nil {
+		return nil, err
+	}
+	if s == nil {
+		return nil, &api.Error{Kind: api.NotFound, Op: "verify", Object: branch, Reason: x.Store.Info().URL + " has no such branch", Next: "drover ls-remote shows those it has"}
+	}
+	return &api.Synced{Relation: string(repo.UpToDate), Branch: branch, To: s.Record.ID, Commits: []string{s.Record.ID}}, x.Verify(ctx, s)
 }
 
 // LsRemote lists what a remote has.

@@ -178,6 +178,23 @@ func (s *script) commitOf(v api.Volume) string {
 	return list[s.w.rand(len(list))]
 }
 
+// firstCommits gives every volume a history to begin with.
+func (s *script) firstCommits() {
+	ctx, cancel := s.ctx()
+	defer cancel()
+	for _, name := range s.names {
+		l, v, branch := s.owner(name, "")
+		if _, err := l.a.Commit(ctx, v.ID, api.MakeCommit{Branch: branch, Message: "first"}, "user"); err != nil {
+			s.w.fail("the first commit of %s: %v", name, err)
+		}
+		for _, b := range []string{"b0", "b1"}[:s.w.rand(3)] {
+			if _, err := l.a.Branch(ctx, v.ID, api.MakeBranch{Name: b}, "user"); err != nil {
+				s.w.fail("branch %s of %s: %v", b, name, err)
+			}
+		}
+	}
+}
+
 // historyStep is what a user does with a volume's history.
 func (s *script) historyStep() {
 	w, name := s.w, s.some()

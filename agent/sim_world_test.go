@@ -44,6 +44,7 @@ type world struct {
 	records     int                    // guarded by mu; ever written
 	history     []string               // guarded by mu
 	broken      []string               // guarded by mu; invariants that did not hold
+	sql         *sqlServer             // guarded by mu; what sessions in containers speak to
 	withHistory bool                   // users commit, branch and reset too
 	quiet       bool                   // guarded by mu; containers write less often
 	wire        int64                  // guarded by mu; a connection breaks after so many bytes; 0: none
@@ -114,6 +115,12 @@ func (w *world) newID() string {
 	defer w.mu.Unlock()
 	w.ids++
 	return fmt.Sprintf("%032x", w.ids)
+}
+
+// truthHook sets a volume's hook.
+func (w *world) truthHook(id string, hook *api.Hook) error {
+	_, err := w.truth.Change(context.Background(), id, ledger.Change{Hook: &ledger.SetHook{Hook: hook}})
+	return err
 }
 
 func pair(a, b string) string { return min(a, b) + "|" + max(a, b) }

@@ -73,6 +73,8 @@ func (h *head) do(ctx context.Context, make func(v api.Volume, rec api.Head) (wo
 		return w, err
 	}
 	h.kick()
+	patience := time.NewTimer(workPatience)
+	defer patience.Stop()
 	for {
 		h.mu.Lock()
 		over, ended := h.outcomes[w.ID]
@@ -85,10 +87,19 @@ func (h *head) do(ctx context.Context, make func(v api.Volume, rec api.Head) (wo
 		select {
 		case <-ctx.Done():
 			return w, &api.Error{Kind: api.Canceled, Op: w.Op, Object: h.volume().Name, Reason: "it goes on by itself", Next: "drover status shows how it stands", Err: context.Cause(ctx)}
+		case <-patience.C:
+			h.mu.Lock()
+			waiting := h.waiting + h.alarm
+			h.mu.Unlock()
+			return w, &api.Error{Kind: api.Unavailable, Op: w.Op, Object: h.volume().Name, Reason: "it waits for " + waiting, Next: "it goes on by itself; drover status shows how it stands"}
 		case <-changed:
 		}
 	}
 }
+
+// workPatience is how long a command waits before it says what it waits for;
+// containers may take their time to stop.
+const workPatience = 3 * time.Minute
 
 func (h *head) beginWork(make func(v api.Volume, rec api.Head) (workJournal, error)) (workJournal, error) {
 	h.mounting.Lock()
@@ -107,7 +118,7 @@ func (h *head) beginWork(make func(v api.Volume, rec api.Head) (workJournal, err
 	w.ID, w.Epoch, w.At = h.a.deps.NewID(), x.rec.Epoch, h.a.deps.Now().UTC()
 	if w.Kind == plan.WorkReset {
 		w.From, w.Stash = x.rec.Commit, h.a.commitID()
-		if _, err := h.a.Find(context.Background(), h.key.volume, w.Seed, x.rec.Pool); err != nil {
+		if err := h.a.inPool(context.Background(), h.key.volume, w.Seed, x.rec.Pool); err != nil {
 			return w, err
 		}
 	}
@@ -408,7 +419,7 @@ func (a *Agent) Reset(ctx context.Context, volume string, r api.ResetBranch, by 
 	if err != nil {
 		return api.Moved{}, err
 	}
-	if _, err := a.Find(ctx, volume, to, rec.Pool); err != nil {
+	if err := a.inPool(ctx, volume, to, rec.Pool); err != nil {
 		return api.Moved{}, err
 	}
 	w, err := h.do(ctx, func(api.Volume, api.Head) (workJournal, error) {

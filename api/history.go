@@ -103,9 +103,8 @@ type Schedule struct {
 	Push   []string `json:"push,omitempty" doc:"names of remotes"`
 	// Keep is the retention applied after each run; nil keeps everything.
 	Keep *Keep `json:"keep,omitempty"`
-	// Verify restores the newest commit into a scratch volume and runs Check on it.
-	Verify string   `json:"verify,omitempty" doc:"name of the remote to restore from, or \"local\""`
-	Check  []string `json:"check,omitempty" doc:"command, run with the restored directory as its last argument"`
+	// Verify reads the branch back from the remotes it is pushed to.
+	Verify bool `json:"verify,omitempty"`
 	// Consistency is asked of each commit; empty is the best that the volume can.
 	Consistency Consistency `json:"consistency,omitempty"`
 }

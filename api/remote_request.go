@@ -92,3 +92,16 @@ type RemoteRef struct {
 	Bytes   int64     `json:"bytes" doc:"sum of the files' sizes"`
 	Digest  string    `json:"digest" doc:"of its content"`
 }
+
+// PruneCommits is a user's wish that commits go which a policy does not keep.
+type PruneCommits struct {
+	Keep   Keep `json:"keep"`
+	DryRun bool `json:"dryRun,omitempty" doc:"only say which"`
+}
+
+// Pruned is what a prune removed.
+type Pruned struct {
+	Volume  string   `json:"volume"`
+	Commits []string `json:"commits"`
+	DryRun  bool     `json:"dryRun,omitempty"`
+}

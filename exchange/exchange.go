@@ -35,7 +35,8 @@ type Remote struct {
 	// Cache is a directory for indexes, digests and packs on their way. It can
 	// be emptied at any time.
 	Cache string
-	Key   Key // nil: in clear
+	Key   Key   // nil: in clear
+	Old   []Key // that it had before: for reading only
 	Now   func() time.Time
 	// Told of progress, from any goroutine; nil tells nobody.
 	Progress func(Progress)
@@ -69,6 +70,35 @@ func (r *Remote) sealer() layer.Sealer {
 		return nil
 	}
 	return r.Key
+}
+
+// keyID is "" for what is in clear.
+func keyID(k Key) string {
+	if k == nil {
+		return ""
+	}
+	return k.ID()
+}
+
+// find gives a key by its id; nil when it is not here.
+func (r *Remote) find(id string) Key {
+	if id == "" {
+		return nil
+	}
+	for _, k := range append([]Key{r.Key}, r.Old...) {
+		if keyID(k) == id {
+			return k
+		}
+	}
+	return nil
+}
+
+// reading is the remote with the key that a commit was sealed with: all layers of
+// a commit are sealed with one.
+func (r *Remote) reading(s *Stored) *Remote {
+	c := *r
+	c.Key = r.find(s.Record.Key)
+	return &c
 }
 
 func (r *Remote) spool() string { return filepath.Join(r.Cache, "spool") }

@@ -58,6 +58,7 @@ func (r *Remote) Get(ctx context.Context, s *Stored, into Into) (storage.Snapsho
 
 // checkContent looks that indexes and record say the same.
 func (r *Remote) checkContent(ctx context.Context, s *Stored) error {
+	r = r.reading(s)
 	src, done, err := r.layers(ctx, true, s.Record.Layers)
 	if err != nil {
 		return err
@@ -83,6 +84,8 @@ const maxBases = 20
 // onto finds the nearest commit here of which s is a difference by layers, and
 // which of s's layers say the difference.
 func (r *Remote) onto(ctx context.Context, s *Stored, into Into) (*Base, []Layer, error) {
+	all := r
+	r = r.reading(s)
 	for _, id := range into.Graph.Near(s.Record.ID, maxBases) {
 		local, err := into.Pool.Find(ctx, id)
 		if api.Is(err, api.NotFound) {
@@ -91,7 +94,7 @@ func (r *Remote) onto(ctx context.Context, s *Stored, into Into) (*Base, []Layer
 		if err != nil {
 			return nil, nil, err
 		}
-		there, err := r.Find(ctx, id)
+		there, err := all.Find(ctx, id)
 		if api.Is(err, api.NotFound) || api.Is(err, api.Denied) {
 			continue
 		}
@@ -158,6 +161,7 @@ func (r *Remote) fill(ctx context.Context, s *Stored, b storage.Backend, spec st
 
 // write writes layers into a directory that is empty, or a copy of base.
 func (r *Remote) write(ctx context.Context, s *Stored, dir, beside string, base *Base, fresh []Layer, keeps storage.Fidelity, lossy bool) error {
+	r = r.reading(s)
 	cache, err := r.openLeaves()
 	if err != nil {
 		return err
@@ -208,6 +212,7 @@ func (r *Remote) Verify(ctx context.Context, s *Stored) error {
 	if err := r.prepare(); err != nil {
 		return err
 	}
+	r = r.reading(s)
 	// What the cache has was checked when it came; what is asked is the remote.
 	for _, l := range s.Record.Layers {
 		if err := r.readBack(ctx, l.Index); err != nil {

@@ -3,6 +3,7 @@ package exchange
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 
@@ -42,6 +43,14 @@ const maxWalk = 100_000
 func (r *Remote) Push(ctx context.Context, pool Pool, p Push) (Pushed, error) {
 	const op = "push"
 	out := Pushed{Branch: p.Branch, Relation: repo.UpToDate}
+	if !p.DryRun {
+		// Before anything is read: what is found there stays until the end.
+		release, err := r.lease(ctx)
+		if err != nil {
+			return out, err
+		}
+		defer release()
+	}
 	theirs, err := r.Branch(ctx, p.Branch)
 	if err != nil {
 		return out, err
@@ -139,14 +148,8 @@ func (r *Remote) send(ctx context.Context, pool Pool, p Push, g repo.Graph, thei
 	if err != nil {
 		return out, err
 	}
-	release := func(context.Context) error { return nil }
-	if c, ok := r.Store.(remote.Collector); ok && !p.DryRun {
-		if release, err = c.Lease(ctx); err != nil {
-			return out, err
-		}
-	}
-	defer func() { _ = release(context.WithoutCancel(ctx)) }()
 	var tip *Stored
+	sent := map[string]bool{} // that a dry run would have sent by then
 	for _, c := range missing {
 		local, err := pool.Find(ctx, c.ID)
 		if api.Is(err, api.NotFound) && c.ID != p.Tip {
@@ -156,11 +159,12 @@ func (r *Remote) send(ctx context.Context, pool Pool, p Push, g repo.Graph, thei
 		if err != nil {
 			return out, err
 		}
-		base, hints, err := r.base(ctx, pool, g, c)
+		base, hints, err := r.base(ctx, pool, g, c, sent)
 		if err != nil {
 			return out, err
 		}
 		if p.DryRun {
+			sent[c.ID] = true
 			n, err := changed(ctx, local, base, hints)
 			out.Changed += n
 			out.Commits = append(out.Commits, c.ID)
@@ -187,16 +191,20 @@ func (r *Remote) send(ctx context.Context, pool Pool, p Push, g repo.Graph, thei
 		expect = theirs.Manifest.Digest
 	}
 	name := remote.BranchPrefix + remote.Escape(out.Branch)
-	if err := r.Store.SetRef(ctx, name, tip.Manifest, expect); err != nil {
+	to := tip.Manifest
+	if _, whole := remote.Unescape(strings.TrimPrefix(name, remote.BranchPrefix)); !whole {
+		to.Annotations = map[string]string{remote.RefAnnotation: out.Branch}
+	}
+	if err := r.Store.SetRef(ctx, name, to, expect); err != nil {
 		return out, err
 	}
-	out.Warning, err = r.look(ctx, name, tip.Manifest.Digest)
+	out.Warning, err = r.look(ctx, name, tip)
 	return out, err
 }
 
 // look says whether a name still is where it was just put, on remotes that
 // could not make sure.
-func (r *Remote) look(ctx context.Context, name string, d digest.Digest) (string, error) {
+func (r *Remote) look(ctx context.Context, name string, tip *Stored) (string, error) {
 	if r.Store.Info().Atomic {
 		return "", nil
 	}
@@ -204,7 +212,12 @@ func (r *Remote) look(ctx context.Context, name string, d digest.Digest) (string
 	if err != nil {
 		return "", err
 	}
-	if now.Desc.Digest != d {
+	// A retention at the same moment may have dropped what the branch leads to now.
+	err = r.Store.SetRef(ctx, remote.CommitPrefix+tip.Record.ID, tip.Manifest, "")
+	if err != nil && !api.Is(err, api.Conflict) {
+		return "", err
+	}
+	if now.Desc.Digest != tip.Manifest.Digest {
 		return "", &api.Error{Kind: api.Conflict, Op: "push", Object: name, Reason: "somebody else moved the branch at the same moment; the remote cannot keep two pushers apart", Next: "the commits are there under their ids: fetch, and push again"}
 	}
 	return "the remote cannot keep two pushers apart: nobody was seen", nil
@@ -235,8 +248,8 @@ func (r *Remote) missing(ctx context.Context, g repo.Graph, tip string, have map
 }
 
 // base chooses what a commit is sent as a difference to: the nearest of its
-// ancestors that both sides have.
-func (r *Remote) base(ctx context.Context, pool Pool, g repo.Graph, c api.Commit) (*Base, *tree.Hints, error) {
+// ancestors that both sides have. Those in sent count as being there.
+func (r *Remote) base(ctx context.Context, pool Pool, g repo.Graph, c api.Commit, sent map[string]bool) (*Base, *tree.Hints, error) {
 	level, seen := c.Parents, map[string]bool{}
 	for tries := 0; len(level) > 0 && tries < 1000; {
 		var up []string
@@ -254,6 +267,10 @@ func (r *Remote) base(ctx context.Context, pool Pool, g repo.Graph, c api.Commit
 			if err != nil {
 				return nil, nil, err
 			}
+			if sent[id] {
+				hints, err := pool.Hints(ctx, id, c.ID)
+				return &Base{Local: local}, hints, err
+			}
 			s, err := r.Find(ctx, id)
 			if api.Is(err, api.NotFound) || api.Is(err, api.Denied) {
 				continue
@@ -261,7 +278,7 @@ func (r *Remote) base(ctx context.Context, pool Pool, g repo.Graph, c api.Commit
 			if err != nil {
 				return nil, nil, err
 			}
-			if (s.Record.Key != "") != (r.Key != nil) {
+			if s.Record.Key != keyID(r.Key) {
 				continue // layers of one commit are sealed with one key
 			}
 			hints, err := pool.Hints(ctx, id, c.ID)

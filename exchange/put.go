@@ -21,7 +21,7 @@ import (
 
 // Put brings one commit to the remote, as a difference to base, which both
 // sides have; whole when base is nil. It is there under its own name then, and
-// no branch has moved. hints may be nil.
+// no branch has moved. hints may be nil. Whoever calls it holds a lease.
 func (r *Remote) Put(ctx context.Context, c Local, base *Base, hints *tree.Hints) (*Stored, error) {
 	if s, err := r.Find(ctx, c.Commit.ID); err == nil || !api.Is(err, api.NotFound) {
 		return s, err
@@ -102,7 +102,7 @@ func (p *putter) others(ctx context.Context) error {
 			d = full.Desc.Digest
 		}
 		s, err := p.r.Load(ctx, d)
-		if err != nil || (s.Record.Key != "") != (p.r.Key != nil) {
+		if err != nil || s.Record.Key != keyID(p.r.Key) {
 			continue // what cannot be read cannot be built on
 		}
 		if err := p.r.learn(ctx, &p.known, s.Record.Layers); err != nil {
@@ -359,6 +359,11 @@ func (p *putter) finish(ctx context.Context) (*Stored, error) {
 	docs, err := manifests(recDoc.desc, p.list, packs, p.r.Store.Info().MaxManifest)
 	if err != nil {
 		return nil, err
+	}
+	if len(docs) > 1 { // what the manifests of packs have for a config
+		if err := p.r.Store.Put(ctx, ocispec.DescriptorEmptyJSON, remote.Bytes(ocispec.DescriptorEmptyJSON.Data), nil); err != nil {
+			return nil, err
+		}
 	}
 	for _, d := range docs {
 		if err := p.r.Store.PutManifest(ctx, d.desc, d.body); err != nil {

@@ -75,11 +75,12 @@ func (r *Record) seal(k Key) error {
 	return nil
 }
 
-func (r *Record) open(k Key) error {
-	switch {
-	case r.Key == "":
+func (r *Record) open(find func(id string) Key) error {
+	if r.Key == "" {
 		return nil
-	case k == nil || k.ID() != r.Key:
+	}
+	k := find(r.Key)
+	if k == nil {
 		return &api.Error{Kind: api.Denied, Op: "read commit", Object: short(r.ID), Reason: "it is sealed with the key " + r.Key + ", which is not here", Next: "add the key: drover remote key add"}
 	}
 	text, err := k.Open(privateType, r.Private)
@@ -247,7 +248,7 @@ func (r *Remote) record(ctx context.Context, desc ocispec.Descriptor, s *Stored)
 			return damaged(short(rec.ID), "a parent of it is not a commit")
 		}
 	}
-	return rec.open(r.Key)
+	return rec.open(r.find)
 }
 
 // Find looks a commit up by its id.

@@ -25,6 +25,8 @@ type Change struct {
 	Hook          *SetHook       `json:"hook,omitempty"`
 	Remote        *SetRemote     `json:"remote,omitempty"`
 	Track         *Track         `json:"track,omitempty"`
+	Schedule      *SetSchedule   `json:"schedule,omitempty"`
+	Retain        *Retain        `json:"retain,omitempty"`
 	ForgetDropped bool           `json:"forgetDropped,omitempty"` // those whose grace has ended
 }
 
@@ -148,6 +150,10 @@ func Apply(v api.Volume, c Change, now time.Time, grace time.Duration) (api.Volu
 		return setRemote(v, *c.Remote)
 	case c.Track != nil:
 		return track(v, *c.Track)
+	case c.Schedule != nil:
+		return setSchedule(v, *c.Schedule)
+	case c.Retain != nil:
+		return retain(v, *c.Retain)
 	case c.ForgetDropped:
 		return forgetDropped(v, now), nil
 	}
@@ -539,7 +545,7 @@ func (c Change) What() string {
 	for name, set := range map[string]bool{
 		"advance": c.Advance != nil, "new branch": c.NewBranch != nil, "switch": c.Switch != nil, "reset": c.Reset != nil,
 		"drop branch": c.DropBranch != nil, "restore branch": c.RestoreBranch != nil, "rename branch": c.RenameBranch != nil,
-		"tag": c.Tag != nil, "untag": c.Untag != nil, "expire": c.Expire != nil, "hook": c.Hook != nil, "remote": c.Remote != nil, "track": c.Track != nil, "forget dropped": c.ForgetDropped,
+		"tag": c.Tag != nil, "untag": c.Untag != nil, "expire": c.Expire != nil, "hook": c.Hook != nil, "remote": c.Remote != nil, "track": c.Track != nil, "schedule": c.Schedule != nil, "retain": c.Retain != nil, "forget dropped": c.ForgetDropped,
 	} {
 		if set {
 			return strings.ReplaceAll(name, " ", "-")

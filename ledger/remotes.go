@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/repo"
 )
 
 // SetRemote names a place that keeps a volume's commits; without Remote the
@@ -93,4 +94,55 @@ func without[V any](m map[string]V, gone func(string) bool) map[string]V {
 		return nil
 	}
 	return m
+}
+
+// SetSchedule says what happens to a volume by itself; without Schedule the name
+// is forgotten.
+type SetSchedule struct {
+	Name     string        `json:"name"`
+	Schedule *api.Schedule `json:"schedule,omitempty"`
+}
+
+const maxSchedules = 16
+
+func setSchedule(v api.Volume, s SetSchedule) (api.Volume, error) {
+	const op = "set schedule"
+	if s.Schedule == nil {
+		v.Schedules = without(v.Schedules, func(name string) bool { return name == s.Name })
+		return v, nil
+	}
+	if err := repo.CheckSchedule(s.Name, *s.Schedule); err != nil {
+		return v, err
+	}
+	for _, r := range s.Schedule.Push {
+		if _, known := v.Remotes[r]; !known {
+			return v, &api.Error{Kind: api.NotFound, Op: op, Object: v.Name, Reason: "it has no remote " + r, Next: "drover remote add " + v.Name + " " + r + " URL"}
+		}
+	}
+	if _, known := v.Schedules[s.Name]; !known && len(v.Schedules) >= maxSchedules {
+		return v, &api.Error{Kind: api.Exhausted, Op: op, Object: v.Name, Reason: fmt.Sprintf("it has %d schedules already", len(v.Schedules))}
+	}
+	v.Schedules = extend(v.Schedules, s.Name, *s.Schedule)
+	return v, nil
+}
+
+// Retain tags the commits that a retention policy keeps and no branch leads to.
+type Retain struct {
+	Commits []string `json:"commits"`
+}
+
+func retain(v api.Volume, r Retain) (api.Volume, error) {
+	const op = "keep commits"
+	tags := without(v.Tags, func(name string) bool { return strings.HasPrefix(name, repo.RetainedTag) })
+	for _, id := range r.Commits {
+		if err := commitID(op, id, false); err != nil {
+			return v, err
+		}
+		tags = extend(tags, repo.RetainedTag+shortID(id), id)
+	}
+	if len(tags) > api.MaxTags {
+		return v, &api.Error{Kind: api.Exhausted, Op: op, Object: v.Name, Reason: fmt.Sprintf("more than %d tags would be needed", api.MaxTags), Next: "keep fewer commits"}
+	}
+	v.Tags = tags
+	return v, nil
 }

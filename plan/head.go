@@ -17,6 +17,7 @@ type Copy struct {
 	Size        int64
 	Sizes       bool // the pool can change sizes
 	Stale       bool // the note beside the data is not that of the record
+	Behind      bool // its reflog lacks the tip's last move
 	Sealed      bool // it was made a snapshot for a move, and can be made the head again
 }
 
@@ -173,14 +174,19 @@ func owner(o Observed, h api.Head) []Action {
 	if c.Sizes && c.Size != o.Volume.Size {
 		out = append(out, SetSize{Pool: c.Pool, Size: o.Volume.Size})
 	}
-	if c.Stale {
+	wait := behind(c, h, o.Now)
+	if c.Stale || (c.Behind && wait == 0) {
 		out = append(out, KeepNote{Pool: c.Pool, Epoch: h.Epoch})
+		wait = 0
 	}
 	if o.Arriving {
 		out = append(out, StartUsers{Epoch: h.Epoch})
 	}
 	out = append(out, tend(o, h)...)
 	out = append(out, thin(o, h)...)
+	if wait > 0 {
+		out = append(out, Later{After: wait})
+	}
 	return append(out, alarmClock(o, h)...)
 }
 

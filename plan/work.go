@@ -183,6 +183,20 @@ func alarmClock(o Observed, h api.Head) []Action {
 	return nil
 }
 
+// behind is how long the reflog beside the data may wait to be written: what
+// it lacks is in the record and in the commits themselves, and a note for each
+// of many commits would slow all of them down.
+func behind(c Copy, h api.Head, now time.Time) time.Duration {
+	const most = 2 * time.Second
+	if !c.Behind || h.Tip == nil {
+		return 0
+	}
+	if age := now.Sub(h.Tip.At); age >= 0 && age < most {
+		return most - age
+	}
+	return 0
+}
+
 // Later says when to look again; nothing is waited for.
 type Later struct{ After time.Duration }
 

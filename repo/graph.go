@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/drover-data/drover/api"
@@ -269,6 +270,67 @@ func (g Graph) Resolve(r api.Ref, refs Refs) (string, error) {
 		id = c.Parents[0]
 	}
 	return id, nil
+}
+
+// RetainedTag begins the names of tags that keep what a retention policy keeps
+// although no branch leads to it any more.
+const RetainedTag = "retained/"
+
+// Pins are the commits that a volume's record names: retention never removes
+// them. What only an earlier retention had tagged is not among them.
+func Pins(v api.Volume) map[string]bool {
+	pins := map[string]bool{}
+	for _, h := range v.Heads {
+		pins[h.Commit], pins[h.Seed] = true, true
+	}
+	for name, id := range v.Tags {
+		if !strings.HasPrefix(name, RetainedTag) {
+			pins[id] = true
+		}
+	}
+	for _, id := range v.Tracking {
+		pins[id] = true
+	}
+	for _, d := range v.Dropped {
+		pins[d.Commit], pins[d.Kept] = true, true
+	}
+	delete(pins, "")
+	return pins
+}
+
+// Prune decides what a retention policy removes of the commits that a pool
+// holds, and which of those that stay no branch leads to then: they need a tag.
+// Stashes are left alone.
+func Prune(v api.Volume, g Graph, k api.Keep, now time.Time) (remove, tag []string) {
+	pins := Pins(v)
+	var list []api.Commit
+	for _, c := range g {
+		if c.Stash == "" {
+			list = append(list, c)
+		}
+	}
+	keep := Retain(list, k, pins, now)
+	left := Graph{}
+	for id, c := range g {
+		if c.Stash == "" && !keep[id] {
+			remove = append(remove, id)
+			continue
+		}
+		left[id] = c
+	}
+	var tips []string
+	for id := range pins {
+		tips = append(tips, id)
+	}
+	reach := left.Reach(tips...)
+	for id, c := range left {
+		if c.Stash == "" && !reach[id] {
+			tag = append(tag, id)
+		}
+	}
+	slices.Sort(remove)
+	slices.Sort(tag)
+	return remove, tag
 }
 
 // Retain says which of the commits a policy keeps. pinned stay whatever their

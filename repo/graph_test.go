@@ -193,3 +193,36 @@ func TestRetainAgreesWithTheModel(t *testing.T) {
 		}
 	})
 }
+
+// TestPruneKeepsWhatItSays: what stays is reached or tagged, what goes is not
+// pinned, and a second prune finds nothing to do.
+func TestPruneKeepsWhatItSays(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		n := rapid.IntRange(1, 12).Draw(t, "commits")
+		g := history(t, n)
+		v := api.Volume{Heads: map[string]api.Head{"main": {Commit: id(n - 1)}}, Tags: map[string]string{"mine": id(rapid.IntRange(0, n-1).Draw(t, "tag"))}}
+		k := api.Keep{Last: rapid.IntRange(1, 3).Draw(t, "last"), Daily: rapid.IntRange(0, 2).Draw(t, "daily")}
+		now := start.Add(1000 * time.Hour)
+		remove, tag := Prune(v, g, k, now)
+		for _, x := range remove {
+			if x == id(n-1) || x == v.Tags["mine"] {
+				t.Fatalf("%s is removed although it is named", x)
+			}
+			delete(g, x)
+		}
+		tips := append([]string{id(n - 1), v.Tags["mine"]}, tag...)
+		for i, x := range tag {
+			v.Tags[RetainedTag+fmt.Sprint(i)] = x
+		}
+		reach := g.Reach(tips...)
+		for x := range g {
+			if !reach[x] {
+				t.Fatalf("%s stays and nothing leads to it", x)
+			}
+		}
+		again, tags := Prune(v, g, k, now)
+		if len(again) > 0 || !slices.Equal(tags, tag) {
+			t.Fatalf("again: removes %v, tags %v, before %v", again, tags, tag)
+		}
+	})
+}

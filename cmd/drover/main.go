@@ -64,7 +64,7 @@ func rootCommand() *cobra.Command {
 		backupCommand(&t), recoverCommand(&t),
 		commitCommand(&t), logCommand(&t), showCommand(&t), branchCommand(&t), checkoutCommand(&t), resetCommand(&t), stashCommand(&t), undoCommand(&t), reflogCommand(&t), tagCommand(&t),
 		diffCommand(&t), catCommand(&t), revertFileCommand(&t), mountCommand(&t), umountCommand(),
-		remoteCommand(&t), lsRemoteCommand(&t), pushCommand(&t), fetchCommand(&t, false), fetchCommand(&t, true), cloneCommand(&t), verifyCommand(&t), jobCommand(&t),
+		remoteCommand(&t), lsRemoteCommand(&t), pushCommand(&t), fetchCommand(&t, false), fetchCommand(&t, true), cloneCommand(&t), verifyCommand(&t), jobCommand(&t), scheduleCommand(&t), pruneCommand(&t),
 		openapiCommand(), labCommand(), labClientCommand(), agentCommand(), stateCommand(), unitsCommand(),
 	)
 	completions(root, &t)

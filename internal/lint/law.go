@@ -90,7 +90,7 @@ var rules = []rule{
 		why: "who uses a head is the kernel's word, not the cluster's",
 	},
 	{
-		of: []string{"ledger"}, only: []string{"api", "state"},
+		of: []string{"ledger"}, only: []string{"api", "repo", "state"},
 		why: "records change without looking at storage or containers",
 	},
 	{

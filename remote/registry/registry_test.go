@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -312,5 +313,70 @@ func TestOpen(t *testing.T) {
 		if loopback(host) != want {
 			t.Errorf("loopback %s", host)
 		}
+	}
+}
+
+// hub makes a server do what hubs do: tags change only from where they are
+// expected to be.
+func hub(t testing.TB, server *registryserver.Server) {
+	var mu sync.Mutex
+	const inside = "X-Inside"
+	f := func(w http.ResponseWriter, r *http.Request) bool {
+		w.Header().Set(hubHeader, "1")
+		match, none := strings.Trim(r.Header.Get("If-Match"), `"`), r.Header.Get("If-None-Match")
+		if r.Header.Get(inside) != "" || match+none == "" {
+			return false
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		pass := func(method string, body io.Reader) *http.Response {
+			req, err := http.NewRequestWithContext(r.Context(), method, "http://"+server.Host+r.URL.RequestURI(), body)
+			if err != nil {
+				panic(err)
+			}
+			req.Header = r.Header.Clone()
+			req.Header.Set(inside, "1")
+			req.Header.Set("Accept", ocispec.MediaTypeImageManifest)
+			a, err := http.DefaultClient.Do(req)
+			if err != nil {
+				panic(http.ErrAbortHandler)
+			}
+			return a
+		}
+		now := pass(http.MethodHead, nil)
+		now.Body.Close()
+		if at := now.Header.Get("Docker-Content-Digest"); (none != "" && at != "") || (match != "" && at != match) {
+			w.WriteHeader(http.StatusPreconditionFailed)
+			return true
+		}
+		a := pass(r.Method, r.Body)
+		defer a.Body.Close()
+		for k, v := range a.Header {
+			w.Header()[k] = v
+		}
+		w.WriteHeader(a.StatusCode)
+		_, _ = io.Copy(w, a.Body)
+		return true
+	}
+	server.Before.Store(&f)
+}
+
+func TestHub(t *testing.T) {
+	server := registryserver.Start(t, registryserver.Options{})
+	hub(t, server)
+	remotetest.Run(t, func(t *testing.T) remotetest.Place {
+		at := options(t, server)
+		at.Hub = true
+		return remotetest.Place{
+			Open:   func() remote.Store { return open(t, at) },
+			Damage: func(d digest.Digest, body []byte) { server.Damage(t, d, body) },
+		}
+	})
+	o := options(t, server)
+	o.Hub = true
+	s := open(t, o)
+	must(t, s.Check(context.Background(), true))
+	if i := s.Info(); !i.Atomic || i.Kind != "hub" {
+		t.Errorf("%+v", i)
 	}
 }
