@@ -44,6 +44,7 @@ type world struct {
 	records     int                    // guarded by mu; ever written
 	history     []string               // guarded by mu
 	broken      []string               // guarded by mu; invariants that did not hold
+	late        []string               // guarded by mu; see unsettled
 	sql         *sqlServer             // guarded by mu; what sessions in containers speak to
 	withHistory bool                   // users commit, branch and reset too
 	quiet       bool                   // guarded by mu; containers write less often
