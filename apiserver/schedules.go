@@ -36,7 +36,8 @@ func (s *Server) setSchedule(ctx context.Context, in *scheduleIn) (api.Volume, e
 func (s *Server) removeSchedule(ctx context.Context, in *struct {
 	VolumeRef
 	Name string `path:"name" doc:"the schedule's"`
-}) (api.Volume, error) {
+},
+) (api.Volume, error) {
 	v, err := s.cfg.Ledger.Volume(ctx, in.Ref)
 	if err != nil {
 		return v, err
@@ -58,7 +59,8 @@ func (s *Server) changeSchedule(ctx context.Context, ref string, c ledger.SetSch
 func (s *Server) prune(ctx context.Context, in *struct {
 	VolumeRef
 	Body api.PruneCommits
-}) (api.Pruned, error) {
+},
+) (api.Pruned, error) {
 	const op = "prune commits"
 	v, node, _, err := s.at(ctx, op, in.Ref, "")
 	if err != nil {
