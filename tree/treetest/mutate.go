@@ -25,10 +25,10 @@ func Mutate(t *rapid.T, dir string, steps int) {
 		case 0, 1:
 			_ = os.Mkdir(to, 0o755)
 		case 2, 3:
-			if old, err := os.Stat(to); err == nil && !old.Mode().IsRegular() {
-				continue // a FIFO would wait for a reader
+			if old, err := os.Lstat(to); err == nil && !old.Mode().IsRegular() {
+				continue // a FIFO would wait for a reader, a link may lead out of the tree
 			}
-			_ = os.WriteFile(to, bytes.Repeat([]byte{byte(rapid.IntRange(0, 255).Draw(t, "byte"))}, rapid.SampledFrom([]int{0, 1, 4096, 5000, 300_000}).Draw(t, "size")), 0o644)
+			writeFile(to, bytes.Repeat([]byte{byte(rapid.IntRange(0, 255).Draw(t, "byte"))}, rapid.SampledFrom([]int{0, 1, 4096, 5000, 300_000}).Draw(t, "size")))
 		case 4:
 			_ = os.Symlink(name.Draw(t, "target"), to)
 		case 5:
@@ -45,7 +45,7 @@ func Mutate(t *rapid.T, dir string, steps int) {
 			}
 		case 8:
 			if st.Mode().IsRegular() {
-				if f, err := os.OpenFile(at, os.O_RDWR, 0); err == nil {
+				if f, err := os.OpenFile(at, os.O_RDWR|unix.O_NOFOLLOW, 0); err == nil {
 					_, _ = f.WriteAt([]byte("patched"), int64(rapid.SampledFrom([]int{0, 3, 4094, 200_000, 4<<20 - 3}).Draw(t, "offset")))
 					_ = f.Truncate(int64(rapid.SampledFrom([]int{2, 4096, 100_000, 1 << 20, 4<<20 + 3, 9 << 20}).Draw(t, "length")))
 					_ = f.Close()
@@ -179,4 +179,14 @@ func mapped(t *rapid.T, f *os.File, off int64) {
 	}
 	m[off%st.Size()] ^= 0x55
 	_ = unix.Munmap(m)
+}
+
+// writeFile writes a file of the tree, never what a symbolic link leads to.
+func writeFile(path string, text []byte) {
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC|unix.O_NOFOLLOW, 0o644)
+	if err != nil {
+		return
+	}
+	_, _ = f.Write(text)
+	_ = f.Close()
 }

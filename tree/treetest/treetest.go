@@ -51,7 +51,7 @@ func Populate(t Fataler, dir string) {
 	must(t, os.Link(filepath.Join(dir, "hard1"), filepath.Join(dir, "hard2")))
 	must(t, os.Link(filepath.Join(dir, "hard1"), filepath.Join(dir, "sub", "hard3")))
 	must(t, os.Symlink("../nowhere", filepath.Join(dir, "sym")))
-	must(t, os.Symlink("/etc/passwd", filepath.Join(dir, "abs")))
+	must(t, os.Symlink("/nonexistent/outside", filepath.Join(dir, "abs")))
 	must(t, unix.Mkfifo(filepath.Join(dir, "fifo"), 0o620))
 	must(t, unix.Mknod(filepath.Join(dir, "sock"), unix.S_IFSOCK|0o600, 0))
 	f, err := os.Create(filepath.Join(dir, "sparse"))
