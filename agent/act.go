@@ -132,6 +132,13 @@ func (h *head) inherited(ctx context.Context, b storage.Backend, v api.Volume, a
 }
 
 func (h *head) reportReady(ctx context.Context, v api.Volume, epoch uint64) error {
+	if epoch > 1 {
+		// A container that failed for want of the head, and was given up when
+		// nothing said that it would come, has it now.
+		if err := put(h.a.index, bucketWaiting, h.id(), h.a.deps.Now()); err != nil {
+			return err
+		}
+	}
 	after, err := h.a.deps.Ledger.Ready(ctx, h.key.volume, h.key.branch, h.a.cfg.Node, epoch)
 	if err := h.took(after, err); err != nil {
 		return err
