@@ -126,7 +126,8 @@ func lock(name string) (unlock func(), err error) {
 	}
 	path := lockPath(name)
 	for {
-		if err := os.MkdirAll(runRoot, 0o700); err != nil {
+		// Not MkdirAll: it fails when the directory goes while it looks.
+		if err := os.Mkdir(runRoot, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 			return fail(err)
 		}
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
