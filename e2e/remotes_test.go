@@ -39,7 +39,7 @@ func TestRemotes(t *testing.T) {
 	w.run("node1", "drover", "remote", "add", "pg", "origin", url)
 	w.refused("node1", []string{"no commit yet", "drover commit"}, "drover", "push", "pg")
 	w.refused("node1", []string{"no such directory"}, "drover", "remote", "add", "pg", "typo", "file:///var/tmp/not/there")
-	w.refused("node1", []string{"would be shown"}, "drover", "remote", "add", "pg", "secret", "https://me:pw@example.com/x")
+	w.refused("node1", []string{"does not belong into an address"}, "drover", "remote", "add", "pg", "secret", "https://me:pw@example.com/x")
 	w.run("node1", "drover", "commit", "pg", "-m", "first")
 
 	t.Run("push reads and sends what changed", func(t *testing.T) {
