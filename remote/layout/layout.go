@@ -74,7 +74,7 @@ func (s *Store) fail(op, object string, err error) error {
 	case errors.Is(err, unix.EROFS):
 		e.Kind, e.Next = api.ReadOnly, "mount it writable"
 	case errors.Is(err, unix.ENOSPC), errors.Is(err, unix.EDQUOT):
-		e.Kind, e.Next = api.Exhausted, "make room there, for instance with drover remote prune"
+		e.Kind, e.Next = api.Exhausted, "make room there, or raise its limit"
 	}
 	return e
 }

@@ -74,7 +74,7 @@ func clean(address string) error {
 		}
 	}
 	if Shown(address) != address {
-		return invalid(address, "a login or secret does not belong into an address", "docker login, AWS variables or drover remote login keep it")
+		return invalid(address, "a login or secret does not belong into an address", "docker login or the AWS variables, on the volume's node, keep it")
 	}
 	return nil
 }

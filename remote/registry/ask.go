@@ -267,7 +267,7 @@ func (s *Store) explain(e *api.Error, r *refusal) {
 	case http.StatusRequestEntityTooLarge:
 		set(api.Invalid, host+" does not take anything so large", "")
 	case http.StatusInsufficientStorage:
-		set(api.Exhausted, host+" is full", "make room there, for instance with drover remote prune")
+		set(api.Exhausted, host+" is full", "make room there, or raise its limit")
 	case http.StatusPreconditionFailed:
 		set(api.Conflict, "a condition was not so", "")
 	default:

@@ -79,7 +79,7 @@ func (s *Store) explain(e *api.Error, a minio.ErrorResponse) {
 		set(api.Invalid, "the bucket is in another region", "give it: …?region=…")
 		return
 	case "QuotaExceeded", "InsufficientStorage", "NoSpaceLeftOnDevice", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "EntityTooLarge":
-		set(api.Exhausted, "it is full", "make room there, for instance with drover remote prune")
+		set(api.Exhausted, "it is full", "make room there, or raise its limit")
 		return
 	case "SlowDown", "SlowDownRead", "SlowDownWrite", "Throttling", "TooManyRequests", "RequestLimitExceeded", "ThrottlingException":
 		set(api.Exhausted, "it limits the rate of requests, and did so after several tries", "try again later")
@@ -96,6 +96,6 @@ func (s *Store) explain(e *api.Error, a minio.ErrorResponse) {
 	case http.StatusTooManyRequests:
 		set(api.Exhausted, "it limits the rate of requests", "try again later")
 	case http.StatusInsufficientStorage:
-		set(api.Exhausted, "it is full", "make room there, for instance with drover remote prune")
+		set(api.Exhausted, "it is full", "make room there, or raise its limit")
 	}
 }
