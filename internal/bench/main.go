@@ -33,7 +33,8 @@ func main() {
 	flag.StringVar(&b.binary, "drover", "bin/drover", "path of the drover binary")
 	flag.IntVar(&b.scale, "scale", 170, "of pgbench: 170 is 2.5 GB")
 	flag.IntVar(&b.runs, "runs", 5, "of each measurement")
-	only := flag.String("only", "", "comma-separated: idle, mount, move, downtime, memory, control")
+	flag.StringVar(&b.pool, "pool", "16G", "size of each host's pool; the disk holds three")
+	only := flag.String("only", "", "comma-separated: idle, mount, move, downtime, large, push, memory, control")
 	flag.Parse()
 	path, err := filepath.Abs(b.binary)
 	if err != nil {
@@ -50,6 +51,7 @@ func main() {
 type bench struct {
 	binary      string
 	scale, runs int
+	pool        string
 	out         io.Writer
 	lab         *lab.Lab
 	stage       demo.Stage
@@ -64,7 +66,7 @@ func (b *bench) run(ctx context.Context, only string) (err error) {
 	parts := []struct {
 		name string
 		do   func(context.Context) error
-	}{{"idle", lab(b.idle)}, {"mount", lab(b.mount)}, {"move", lab(b.move)}, {"downtime", lab(b.downtime)}, {"memory", lab(b.memory)}, {"control", b.control}}
+	}{{"idle", lab(b.idle)}, {"mount", lab(b.mount)}, {"move", lab(b.move)}, {"downtime", lab(b.downtime)}, {"large", lab(b.large)}, {"push", lab(b.push)}, {"memory", lab(b.memory)}, {"control", b.control}}
 	b.machine()
 	for _, p := range parts {
 		if only != "" && !slices.Contains(strings.Split(only, ","), p.name) {
@@ -99,7 +101,7 @@ func (b *bench) inLab(ctx context.Context, do func(context.Context) error) (err 
 	}
 	defer func() { err = errors.Join(err, b.lab.Down(context.WithoutCancel(ctx))) }()
 	b.stage = demo.Stage{Lab: b.lab, Binary: b.binary}
-	if err := b.lab.StartCluster(ctx, lab.ClusterOptions{Binary: b.binary, PoolSize: "12G"}); err != nil {
+	if err := b.lab.StartCluster(ctx, lab.ClusterOptions{Binary: b.binary, PoolSize: b.pool}); err != nil {
 		return err
 	}
 	return do(ctx)
