@@ -34,6 +34,7 @@ func main() {
 	flag.IntVar(&b.scale, "scale", 170, "of pgbench: 170 is 2.5 GB")
 	flag.IntVar(&b.runs, "runs", 5, "of each measurement")
 	flag.StringVar(&b.pool, "pool", "16G", "size of each host's pool; the disk holds three")
+	flag.StringVar(&b.logs, "logs", "", "directory that the agents' logs of every action are copied to")
 	only := flag.String("only", "", "comma-separated: idle, mount, move, downtime, large, push, memory, control")
 	flag.Parse()
 	path, err := filepath.Abs(b.binary)
@@ -51,7 +52,7 @@ func main() {
 type bench struct {
 	binary      string
 	scale, runs int
-	pool        string
+	pool, logs  string
 	out         io.Writer
 	lab         *lab.Lab
 	stage       demo.Stage
@@ -101,10 +102,28 @@ func (b *bench) inLab(ctx context.Context, do func(context.Context) error) (err 
 	}
 	defer func() { err = errors.Join(err, b.lab.Down(context.WithoutCancel(ctx))) }()
 	b.stage = demo.Stage{Lab: b.lab, Binary: b.binary}
-	if err := b.lab.StartCluster(ctx, lab.ClusterOptions{Binary: b.binary, PoolSize: b.pool}); err != nil {
+	if err := b.lab.StartCluster(ctx, lab.ClusterOptions{Binary: b.binary, PoolSize: b.pool, Verbose: b.logs != ""}); err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, b.keepLogs()) }()
 	return do(ctx)
+}
+
+// keepLogs copies what the agents wrote, before the lab goes.
+func (b *bench) keepLogs() error {
+	if b.logs == "" {
+		return nil
+	}
+	for _, h := range b.lab.Hosts() {
+		text, err := os.ReadFile(h.Log("agent"))
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(b.logs, h.Name()+".log"), text, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (b *bench) load(ctx context.Context, image func(context.Context, string, io.Writer) (string, error)) error {
