@@ -162,7 +162,7 @@ func (b *bench) seconds(ctx context.Context, host string, script string) (float6
 	if err != nil {
 		return 0, err
 	}
-	out, err := h.Exec(ctx, "bash", "-c", "begin=$(date +%s%N); { "+script+"; } >/dev/null; echo $(( $(date +%s%N) - begin ))")
+	out, err := h.Exec(ctx, "bash", "-c", "set -e; begin=$(date +%s%N); { "+script+"; } >/dev/null; echo $(( $(date +%s%N) - begin ))")
 	if err != nil {
 		return 0, err
 	}

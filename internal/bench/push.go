@@ -26,7 +26,7 @@ const password = "export RESTIC_PASSWORD=bench RESTIC_CACHE_DIR={repo}.cache BOR
 var tools = []tool{
 	{
 		"restic", "restic init -q --repository-version 2 -r {repo}",
-		"cd {dir} && restic backup -q --no-scan -r {repo} .", "restic restore -q -r {repo} latest --target {out}",
+		"cd {dir} && restic backup -q -r {repo} .", "restic restore -q -r {repo} latest --target {out}",
 	},
 	{
 		"borg", "borg init -e none {repo}",
