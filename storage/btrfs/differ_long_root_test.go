@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"github.com/drover-data/drover/storage/storagetest"
 )
 
 // TestManyChangesAreAllNamed is TestChangesAreAllNamed with thousands of
@@ -14,15 +16,15 @@ func TestManyChangesAreAllNamed(t *testing.T) {
 	for range 8 {
 		t.Run("", func(t *testing.T) {
 			b := newPool(t, 1<<30)
-			var d differs
+			var d storagetest.Differs
 			n := 0
 			for range 3 {
 				rapid.Check(t, func(r *rapid.T) {
 					n++
-					d.diffCase(t, r, b, n)
+					d.Case(t, r, b, n)
 				})
 			}
-			t.Logf("%d pairs told, %d left to be compared", d.told, d.unsure)
+			t.Logf("%d pairs told, %d left to be compared", d.Told, d.Unsure)
 		})
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/drover-data/drover/storage"
+	"github.com/drover-data/drover/storage/storagetest"
 )
 
 // TestDirtySeesEverything does one thing at a time to a head that is clean.
@@ -118,9 +119,9 @@ func TestCleanStaysClean(t *testing.T) {
 		{"a mount", func() error { return b.Mount(t.Context(), mainKey, mnt) }},
 		{"an unmount", func() error { return b.Unmount(t.Context(), mainKey, mnt) }},
 		{"a size", func() error { return b.Resize(t.Context(), mainKey, 100<<20) }},
-		{"a read", func() error { describe(t, h.Dir); return nil }},
+		{"a read", func() error { storagetest.Describe(t, h.Dir); return nil }},
 		{"a read and a snapshot", func() error {
-			describe(t, h.Dir)
+			storagetest.Describe(t, h.Dir)
 			_, err := b.Snapshot(t.Context(), mainKey, "s3", nil)
 			return err
 		}},

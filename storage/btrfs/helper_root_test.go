@@ -4,7 +4,6 @@ package btrfs
 
 import (
 	"context"
-	"crypto/sha256"
 	"fmt"
 	"io/fs"
 	"os"
@@ -16,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/drover-data/drover/storage/loopfile"
+	"github.com/drover-data/drover/storage/storagetest"
 )
 
 // newPool makes a pool on a file, which is gone when the test is over.
@@ -46,70 +46,6 @@ func newGrowing(t testing.TB, size int64) *Growing {
 		t.Fatal(err)
 	}
 	return b.On(&loopfile.File{Config: cfg, Policy: loopfile.Policy{KeepFree: 64 << 20}})
-}
-
-// describe lists everything a file system keeps of a tree, one line an entry.
-func describe(t testing.TB, dir string) []string {
-	t.Helper()
-	var lines []string
-	first := map[uint64]string{}
-	err := filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		rel, _ := filepath.Rel(dir, path)
-		var st unix.Stat_t
-		if err := unix.Lstat(path, &st); err != nil {
-			return err
-		}
-		line := fmt.Sprintf("%q mode=%o owner=%d:%d links=%d rdev=%x mtime=%d.%09d", rel, st.Mode, st.Uid, st.Gid, st.Nlink, st.Rdev, st.Mtim.Sec, st.Mtim.Nsec)
-		switch st.Mode & unix.S_IFMT {
-		case unix.S_IFREG:
-			data, err := os.ReadFile(path)
-			if err != nil {
-				return err
-			}
-			line += fmt.Sprintf(" size=%d sum=%x", st.Size, sha256.Sum256(data))
-			if st.Nlink > 1 {
-				if first[st.Ino] == "" {
-					first[st.Ino] = rel
-				}
-				line += " same=" + first[st.Ino]
-			}
-		case unix.S_IFLNK:
-			to, err := os.Readlink(path)
-			if err != nil {
-				return err
-			}
-			line += " to=" + to
-		}
-		lines = append(lines, line+xattrs(t, path))
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return lines
-}
-
-func xattrs(t testing.TB, path string) string {
-	buf := make([]byte, 64<<10)
-	n, err := unix.Llistxattr(path, buf)
-	if err != nil {
-		t.Fatal(err)
-	}
-	names := strings.FieldsFunc(string(buf[:n]), func(r rune) bool { return r == 0 })
-	slices.Sort(names)
-	var out string
-	for _, name := range names {
-		value := make([]byte, 64<<10)
-		k, err := unix.Lgetxattr(path, name, value)
-		if err != nil {
-			t.Fatal(err)
-		}
-		out += fmt.Sprintf(" %s=%x", name, value[:k])
-	}
-	return out
 }
 
 // blocks lists the blocks of a file that are no holes.
@@ -163,7 +99,7 @@ func sameHoles(t testing.TB, a, b string) {
 
 func sameTree(t testing.TB, a, b string) {
 	t.Helper()
-	x, y := describe(t, a), describe(t, b)
+	x, y := storagetest.Describe(t, a), storagetest.Describe(t, b)
 	for i := range max(len(x), len(y)) {
 		switch {
 		case i >= len(x):

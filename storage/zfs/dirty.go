@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"encoding/binary"
-	"errors"
 	"io"
 	"os"
 
@@ -14,23 +13,6 @@ import (
 )
 
 var _ storage.Differ = (*Backend)(nil)
-
-// Changes implements storage.Differ, and leaves it to the caller: a stream
-// names numbers of objects, not paths, and to find these all of both trees would
-// have to be read.
-func (b *Backend) Changes(_ context.Context, volume, base, id string, _ func(storage.Change) error) error {
-	const op = "compare snapshots"
-	object := volume + "@" + id
-	if err := errors.Join(checkID("volume", volume), checkID("snapshot", base), checkID("snapshot", id)); err != nil {
-		return err
-	}
-	for _, s := range []string{base, id} {
-		if _, err := b.readSnapshot(op, volume, s); err != nil {
-			return b.fail(op, object, err)
-		}
-	}
-	return &api.Error{Kind: api.Unsupported, Op: op, Object: object, Reason: "ZFS does not tell paths", Next: "compare the two"}
-}
 
 // Dirty implements storage.Differ: a snapshot is made for a moment, and the
 // stream from the other one to it is read until its first record of a change. A
