@@ -61,14 +61,16 @@ func (s *Service) Volumes(ctx context.Context, deleted bool) ([]api.Volume, erro
 }
 
 func (s *Service) lookup(ctx context.Context, tx *state.Tx, ref string) (string, error) {
-	if id, _, err := state.Names.Get(tx, ref); err == nil || !api.Is(err, api.NotFound) {
-		return id, err
-	}
 	const shortest, full = 4, 32
+	// A whole id means that volume, whatever others are called: nodes name
+	// volumes to each other by it.
 	if len(ref) == full {
 		if _, err := get(tx, ref); err == nil || !api.Is(err, api.NotFound) {
 			return ref, err
 		}
+	}
+	if id, _, err := state.Names.Get(tx, ref); err == nil || !api.Is(err, api.NotFound) {
+		return id, err
 	}
 	var found []string
 	if len(ref) >= shortest {
