@@ -27,10 +27,22 @@ func volumeMove(t *talk) *cobra.Command {
 		Long: `Move a volume to another node while its containers run: snapshots are sent
 round after round, then the containers are stopped, the last difference is sent,
 the owner changes, and the containers start on the other node.`,
+		Example: `  drover volume move pg node2
+  drover volume move pg@trial node2
+  drover volume move pg node2 --dry-run
+  drover volume move pg --cancel`,
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(c *cobra.Command, args []string) (err error) {
+			for _, pair := range [][2]string{{"refuse-users", "stop-users"}, {"cancel", "dry-run"}, {"cancel", "no-wait"}, {"dry-run", "no-wait"}} {
+				if err := exclusive(c, pair[:]...); err != nil {
+					return err
+				}
+			}
+			if volume, branch, found := strings.Cut(args[0], "@"); found && !c.Flags().Changed("branch") {
+				args[0], in.Branch = volume, branch
+			}
 			if cancel {
-				return t.do(c.Context(), http.MethodDelete, volumePath(args[0], "/move?branch=", url.QueryEscape(in.Branch)), nil, nil)
+				return cancelMove(t, c, args[0], in.Branch)
 			}
 			if len(args) < 2 {
 				return &api.Error{Kind: api.Invalid, Op: "move volume", Object: args[0], Reason: "no node is given", Next: "drover volume move " + args[0] + " NODE; drover node ls lists them"}
@@ -38,6 +50,9 @@ the owner changes, and the containers start on the other node.`,
 			in.To = args[1]
 			if in.Options.Bandwidth, err = parseSize(bandwidth); err != nil {
 				return err
+			}
+			if b := in.Options.Bandwidth; bandwidth != "" && b < 1<<10 {
+				return &api.Error{Kind: api.Invalid, Op: "limit bandwidth", Object: bandwidth, Reason: fmt.Sprintf("these are %d bytes a second", b), Next: "give a unit, as in 50M"}
 			}
 			if hook != "" {
 				in.Options.Hook = []string{"sh", "-c", hook}
@@ -64,7 +79,7 @@ the owner changes, and the containers start on the other node.`,
 				return err
 			}
 			return t.print(c.OutOrStdout(), p, func(w *tabwriter.Writer) {
-				fmt.Fprintf(w, "%s is on %s: %s in %d rounds, away for %d ms\n", p.Volume, p.To, sizeText(p.Sent), p.Round, p.Downtime.Milliseconds())
+				fmt.Fprintf(w, "%s is on %s: %s in %s, away for %d ms\n", p.Volume, p.To, sizeText(p.Sent), count(p.Round, "round"), p.Downtime.Milliseconds())
 			})
 		},
 	}
@@ -82,6 +97,28 @@ the owner changes, and the containers start on the other node.`,
 	f.BoolVar(&cancel, "cancel", false, "cancel the move that is on its way")
 	f.BoolVar(&noWait, "no-wait", false, "return once the move has begun")
 	return c
+}
+
+// cancelMove ends a move that is on its way, and says so when there is none.
+func cancelMove(t *talk, c *cobra.Command, volume, branch string) error {
+	var d api.VolumeDetail
+	if err := t.do(c.Context(), http.MethodGet, volumePath(volume), nil, &d); err != nil {
+		return err
+	}
+	if branch == "" {
+		branch = d.Volume.Branch
+	}
+	h, there := d.Volume.Heads[branch]
+	switch {
+	case !there:
+		return &api.Error{Kind: api.NotFound, Op: "cancel move", Object: volume + "@" + branch, Reason: "the volume has no such branch", Next: "drover branch " + volume + " lists them"}
+	case h.Move == nil:
+		return &api.Error{Kind: api.Conflict, Op: "cancel move", Object: volume + "@" + branch, Reason: "it is not moving; it is on " + h.Node, Next: "drover volume inspect " + volume + " shows it"}
+	}
+	if err := t.do(c.Context(), http.MethodDelete, volumePath(volume, "/move?branch=", url.QueryEscape(branch)), nil, nil); err != nil {
+		return err
+	}
+	return t.say(c.OutOrStdout(), map[string]string{"volume": d.Volume.Name, "branch": branch, "cancelled": h.Move.ID}, "%s stays on %s: its move to %s is cancelled", volume, h.Node, h.Move.To)
 }
 
 func planRows(w io.Writer, p api.MovePlan) {
