@@ -14,7 +14,7 @@ import (
 func TestErrorsThatAreNotOfTheAPI(t *testing.T) {
 	for answer, want := range map[string]string{
 		`{"detail":"validation failed","errors":[{"message":"expected value to be one of \"btrfs, zfs\"","location":"body.kind"}]}`: `422 Unprocessable Entity: kind: expected value to be one of "btrfs, zfs"`,
-		`{"detail":"too long"}`: "422 Unprocessable Entity: too long",
+		`{"detail":"too long"}`:  "422 Unprocessable Entity: too long",
 		"Method Not Allowed\n\n": "422 Unprocessable Entity: Method Not Allowed",
 	} {
 		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
