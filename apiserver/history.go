@@ -94,7 +94,7 @@ func near[O any](ctx context.Context, s *Server, op, node, volume, method, path 
 	}
 	var out O
 	err := s.call(ctx, node, method, "/v1/volumes/"+volume+"/"+path, in, &out)
-	if api.Is(err, api.Unavailable) {
+	if silent(err) {
 		name := volume
 		if v, err := s.cfg.Ledger.Volume(ctx, volume); err == nil {
 			name = v.Name

@@ -115,7 +115,7 @@ func (s *Server) deleteVolume(ctx context.Context, in *VolumeRef) (none, error) 
 	}
 	if node := owner(v); node != s.cfg.Node {
 		err := s.call(ctx, node, http.MethodDelete, "/v1/volumes/"+v.ID, nil, nil)
-		if api.Is(err, api.Unavailable) {
+		if silent(err) {
 			return none{}, &api.Error{Kind: api.Unknown, Op: "delete volume", Object: v.Name, Reason: "its owner " + node + " does not answer (" + s.since(ctx, node) + "), so whether it is used is unknown", Err: err, Next: "try again when " + node + " is back"}
 		}
 		return none{}, err
@@ -223,7 +223,7 @@ func (s *Server) moveVolume(ctx context.Context, in *moveIn) (api.MovePlan, erro
 	}
 	if node := h.Node; node != s.cfg.Node {
 		err := s.call(ctx, node, http.MethodPost, "/v1/volumes/"+v.ID+"/move", in.Body, &out)
-		if api.Is(err, api.Unavailable) {
+		if silent(err) {
 			return out, &api.Error{Kind: api.Unknown, Op: "move volume", Object: v.Name, Reason: "its owner " + node + " does not answer (" + s.since(ctx, node) + ")", Err: err, Next: "bring " + node + " back; its data is there"}
 		}
 		return out, err
