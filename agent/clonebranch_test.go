@@ -31,3 +31,15 @@ func TestChooseBranch(t *testing.T) {
 		}
 	}
 }
+
+// A pool that holds only deleted volumes says how they can go now.
+func TestPoolInUse(t *testing.T) {
+	v := api.Volume{ID: "1", Name: "pg"}
+	if err := poolInUse("p", v); !api.Is(err, api.InUse) || !strings.Contains(err.Error(), "volume pg is in it (move or remove") {
+		t.Error(err)
+	}
+	v.Deleted = &api.Deletion{}
+	if err := poolInUse("p", v); !api.Is(err, api.InUse) || !strings.Contains(err.Error(), "drover volume purge 1 --yes") {
+		t.Error(err)
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -78,6 +79,11 @@ the owner changes, and the containers start on the other node.`,
 			if err != nil {
 				return err
 			}
+			if in.Options.Users == api.UsersMove {
+				if late := t.awaitUsers(c.Context(), args[0], in.Branch, plan.Users); len(late) > 0 {
+					fmt.Fprintf(c.ErrOrStderr(), "not seen running on %s yet: %s; drover volume inspect %s shows why\n", p.To, strings.Join(late, ", "), args[0])
+				}
+			}
 			return t.print(c.OutOrStdout(), p, func(w *tabwriter.Writer) {
 				fmt.Fprintf(w, "%s is on %s: %s in %s, away for %d ms\n", p.Volume, p.To, sizeText(p.Sent), count(p.Round, "round"), p.Downtime.Milliseconds())
 			})
@@ -97,6 +103,34 @@ the owner changes, and the containers start on the other node.`,
 	f.BoolVar(&cancel, "cancel", false, "cancel the move that is on its way")
 	f.BoolVar(&noWait, "no-wait", false, "return once the move has begun")
 	return c
+}
+
+// awaitUsers waits until the containers that moved along use the volume again,
+// so that the next command of a script finds them running. It gives those that
+// do not after a while: one that has ended at once never will.
+func (t *talk) awaitUsers(ctx context.Context, volume, branch string, users []string) []string {
+	const patience, step = 15 * time.Second, 100 * time.Millisecond
+	late := users
+	for waited := time.Duration(0); len(late) > 0 && waited < patience; waited += step {
+		var d api.VolumeDetail
+		if err := t.do(ctx, http.MethodGet, volumePath(volume), nil, &d); err == nil {
+			at := branch
+			if at == "" {
+				at = d.Volume.Branch
+			}
+			s := d.Status[at]
+			late = slices.DeleteFunc(slices.Clone(users), func(u string) bool { return slices.Contains(s.Users, "container "+u) })
+			if len(late) == 0 || s.Alarm != "" {
+				break
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return late
+		case <-time.After(step):
+		}
+	}
+	return late
 }
 
 // cancelMove ends a move that is on its way, and says so when there is none.

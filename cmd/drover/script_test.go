@@ -109,6 +109,17 @@ func canned() http.Handler {
 	give("POST /v1/nodes/n1", nodes[0])
 	give("POST /v1/volumes/0123456789abcdef0123456789abcdef/move", api.MovePlan{Move: "m", From: "n1", To: "n2"})
 	give("GET /v1/moves/m", api.MoveProgress{Volume: "pg", From: "n1", To: "n2", Phase: api.MoveDone, Round: 1, Sent: 1 << 20})
+	running := 0
+	mux.HandleFunc("GET /v1/volumes/moved", func(w http.ResponseWriter, _ *http.Request) {
+		d := api.VolumeDetail{Volume: pg, Status: map[string]api.HeadStatus{"main": {}}}
+		if running++; running > 2 {
+			d.Status["main"] = api.HeadStatus{Users: []string{"container db"}}
+		}
+		_ = json.NewEncoder(w).Encode(d)
+	})
+	give("POST /v1/volumes/moved/move", api.MovePlan{Move: "m", From: "n1", To: "n2", Users: []string{"db"}})
+	give("POST /v1/volumes/failed/move", api.MovePlan{Move: "m", From: "n1", To: "n2", Users: []string{"db"}})
+	give("GET /v1/volumes/failed", api.VolumeDetail{Volume: pg, Status: map[string]api.HeadStatus{"main": {Alarm: "container db does not start"}}})
 	give("GET /v1/users", []api.User(nil))
 	give("DELETE /v1/users/ann", struct{}{})
 	give("GET /v1/pools", append(pools, held))
