@@ -69,6 +69,7 @@ func rootCommand() *cobra.Command {
 	)
 	completions(root, &t)
 	strict(root)
+	arrange(root)
 	return root
 }
 

@@ -34,10 +34,8 @@ the owner changes, and the containers start on the other node.`,
   drover volume move pg --cancel`,
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(c *cobra.Command, args []string) (err error) {
-			for _, pair := range [][2]string{{"refuse-users", "stop-users"}, {"cancel", "dry-run"}, {"cancel", "no-wait"}, {"dry-run", "no-wait"}} {
-				if err := exclusive(c, pair[:]...); err != nil {
-					return err
-				}
+			if err := contradictsMove(c); err != nil {
+				return err
 			}
 			if volume, branch, found := strings.Cut(args[0], "@"); found && !c.Flags().Changed("branch") {
 				args[0], in.Branch = volume, branch
@@ -49,21 +47,8 @@ the owner changes, and the containers start on the other node.`,
 				return &api.Error{Kind: api.Invalid, Op: "move volume", Object: args[0], Reason: "no node is given", Next: "drover volume move " + args[0] + " NODE; drover node ls lists them"}
 			}
 			in.To = args[1]
-			if in.Options.Bandwidth, err = parseSize(bandwidth); err != nil {
+			if err := moveOptions(&in.Options, bandwidth, hook, refuse, leave); err != nil {
 				return err
-			}
-			if b := in.Options.Bandwidth; bandwidth != "" && b < 1<<10 {
-				return &api.Error{Kind: api.Invalid, Op: "limit bandwidth", Object: bandwidth, Reason: fmt.Sprintf("these are %d bytes a second", b), Next: "give a unit, as in 50M"}
-			}
-			if hook != "" {
-				in.Options.Hook = []string{"sh", "-c", hook}
-			}
-			in.Options.Users = api.UsersMove
-			if refuse {
-				in.Options.Users = api.UsersRefuse
-			}
-			if leave {
-				in.Options.Users = api.UsersStop
 			}
 			var plan api.MovePlan
 			if err := t.do(c.Context(), http.MethodPost, volumePath(args[0], "/move"), in, &plan); err != nil {
@@ -103,6 +88,37 @@ the owner changes, and the containers start on the other node.`,
 	f.BoolVar(&cancel, "cancel", false, "cancel the move that is on its way")
 	f.BoolVar(&noWait, "no-wait", false, "return once the move has begun")
 	return c
+}
+
+// contradictsMove refuses flags of which only one can be meant.
+func contradictsMove(c *cobra.Command) error {
+	for _, pair := range [][2]string{{"refuse-users", "stop-users"}, {"cancel", "dry-run"}, {"cancel", "no-wait"}, {"dry-run", "no-wait"}} {
+		if err := exclusive(c, pair[:]...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// moveOptions reads what is said about the way of a move.
+func moveOptions(o *api.MoveOptions, bandwidth, hook string, refuse, leave bool) (err error) {
+	if o.Bandwidth, err = parseSize(bandwidth); err != nil {
+		return err
+	}
+	if b := o.Bandwidth; bandwidth != "" && b < 1<<10 {
+		return &api.Error{Kind: api.Invalid, Op: "limit bandwidth", Object: bandwidth, Reason: fmt.Sprintf("these are %d bytes a second", b), Next: "give a unit, as in 50M"}
+	}
+	if hook != "" {
+		o.Hook = []string{"sh", "-c", hook}
+	}
+	o.Users = api.UsersMove
+	if refuse {
+		o.Users = api.UsersRefuse
+	}
+	if leave {
+		o.Users = api.UsersStop
+	}
+	return nil
 }
 
 // awaitUsers waits until the containers that moved along use the volume again,
