@@ -271,9 +271,10 @@ func CheckBranch(v api.Volume, op, name string) error {
 }
 
 // epochOf is the first epoch of a branch that is made now: later than any that
-// a copy of a branch of that name may have on some pool.
+// a copy of a branch of that name may have on some pool. A pool that was away
+// for longer than the grace of a deleted branch may still have one.
 func epochOf(v api.Volume, branch string) uint64 {
-	e := uint64(1)
+	e := v.Forgotten + 1
 	for _, d := range v.Dropped {
 		if d.Branch == branch {
 			e = max(e, d.Epoch+1)
@@ -534,6 +535,8 @@ func forgetDropped(v api.Volume, now time.Time) api.Volume {
 	for _, d := range v.Dropped {
 		if now.Before(d.Purge) {
 			left = append(left, d)
+		} else {
+			v.Forgotten = max(v.Forgotten, d.Epoch)
 		}
 	}
 	v.Dropped = left

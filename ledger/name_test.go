@@ -45,3 +45,37 @@ func TestANameIsNeverTakenForAnID(t *testing.T) {
 		t.Errorf("restored: %v", err)
 	}
 }
+
+// A branch that is made anew, when the one of its name was deleted so long ago
+// that it is forgotten, has a later epoch: a pool that was away may still hold
+// the old one, and it must never pass for the new.
+func TestAForgottenBranchLeavesItsEpoch(t *testing.T) {
+	v, err := New(Create{ID: "id", Name: "pg", Node: "a", Pool: "p"}, t0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := t0
+	step := func(c Change) {
+		t.Helper()
+		var err error
+		if v, err = Apply(v, c, now, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		for name, h := range v.Heads {
+			h.Ready = true
+			v.Heads[name] = h
+		}
+	}
+	step(Change{NewBranch: &NewBranch{Branch: "x", Node: "a", Pool: "p", Seed: cid(1), Commit: cid(1)}})
+	was := v.Heads["x"].Epoch
+	step(Change{DropBranch: &DropBranch{Branch: "x", Node: "a", Epoch: was, From: cid(1), Kept: cid(2)}})
+	now = now.Add(2 * time.Hour)
+	step(Change{ForgetDropped: true})
+	if len(v.Dropped) > 0 {
+		t.Fatalf("it is not forgotten: %+v", v.Dropped)
+	}
+	step(Change{NewBranch: &NewBranch{Branch: "x", Node: "a", Pool: "p", Seed: cid(3), Commit: cid(3)}})
+	if now := v.Heads["x"].Epoch; now <= was {
+		t.Errorf("x is back at epoch %d, and was at %d", now, was)
+	}
+}
