@@ -1,6 +1,7 @@
 package ledger
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -35,6 +36,9 @@ func TestANameIsNeverTakenForAnID(t *testing.T) {
 	}
 	if v, err := s.Volume(t.Context(), id); err != nil || v.Name != "pg" {
 		t.Errorf("looked up: %+v %v", v, err)
+	}
+	if _, err := s.Volume(t.Context(), "pg@trial"); !api.Is(err, api.NotFound) || !strings.Contains(err.Error(), "write pg; drover branch pg") {
+		t.Errorf("a branch where a volume is wanted: %v", err)
 	}
 	v, err := s.Volume(t.Context(), "pg")
 	if err != nil {

@@ -85,6 +85,9 @@ func (s *Service) lookup(ctx context.Context, tx *state.Tx, ref string) (string,
 	case 1:
 		return found[0], nil
 	case 0:
+		if volume, _, found := strings.Cut(ref, "@"); found {
+			return "", &api.Error{Kind: api.NotFound, Op: "look up volume", Object: ref, Reason: "the volume alone is wanted here, without a branch", Next: "write " + volume + "; drover branch " + volume + " is for its branches"}
+		}
 		return "", &api.Error{Kind: api.NotFound, Op: "look up volume", Object: ref, Reason: "the cluster has no volume of that name or id", Next: "drover volume ls shows what there is"}
 	}
 	return "", &api.Error{Kind: api.Invalid, Op: "look up volume", Object: ref, Reason: "several volumes have ids that begin so", Next: "give more of the id"}
