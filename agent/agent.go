@@ -72,6 +72,9 @@ type Config struct {
 	PeerWait time.Duration
 	// SweepEvery is how often snapshots are looked for whose volume is gone.
 	SweepEvery time.Duration
+	// PID is this process as the kernel's users are numbered, so that the agent
+	// is not taken for a user of a volume; 0 is nobody.
+	PID int
 }
 
 // Deps are the ports of an agent.

@@ -77,6 +77,12 @@ func (x *hold) hook(ctx context.Context, running []container.Container, want api
 				return hook, c, nil
 			}
 		}
+		// One that was stopped has its data at rest. One that is not there at all
+		// is a mistyped name, while somebody else writes.
+		if len(running) > 0 && !slices.ContainsFunc(all, func(c container.Container) bool { return c.Name == hook.Container }) {
+			needed = true
+			return fail("its hook is for container "+hook.Container+", and "+x.h.a.cfg.Node+" has none of that name", "name the right one with drover volume hook "+x.volume.Name+" --container, or commit with --consistency crash or paused")
+		}
 		return fail("its hook is for container "+hook.Container+", which does not run", "start it, or commit with --consistency crash or paused")
 	}
 	switch len(running) {

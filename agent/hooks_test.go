@@ -163,6 +163,20 @@ func TestFailedHook(t *testing.T) {
 	})
 }
 
+// A hook for a container that is not there, while another writes, is a mistyped
+// name: a commit that says less than was asked for is no commit.
+func TestHookOfNoContainer(t *testing.T) {
+	hook := &api.Hook{Kind: "command", Container: "mistyped", Before: []string{"before"}}
+	hookWorld(t, false, hook, func(_ *world, _ *script, commit func(api.Consistency) (api.Committed, error)) {
+		if _, err := commit(""); !api.Is(err, api.Unsupported) || !strings.Contains(err.Error(), "has none of that name") {
+			t.Errorf("%v", err)
+		}
+		if _, err := commit(api.ConsistencyCrash); err != nil {
+			t.Errorf("without the hook: %v", err)
+		}
+	})
+}
+
 // MySQL's lock is held while the snapshot is made, and never longer than the
 // session.
 func TestMySQL(t *testing.T) {

@@ -189,6 +189,7 @@ func (h *head) observeUsers(ctx context.Context, rec api.Head, o *plan.Observed)
 // holder is somebody who uses the head.
 type holder struct {
 	Container string // name, "" for what is no container that Drover can stop
+	Own       bool   // this agent, which makes a snapshot or compares
 	ID        string // of a container
 	Text      string
 }
@@ -267,12 +268,32 @@ func (h *head) holders(ctx context.Context) ([]holder, error) {
 			out = append(out, holder{ID: u.Container, Text: "container " + short(u.Container) + " (" + u.What + ")"})
 			continue
 		}
-		out = append(out, holder{Text: fmt.Sprintf("process %d (%s, %s)", u.PID, u.Command, u.What)})
+		out = append(out, holder{Own: u.PID != 0 && u.PID == h.a.cfg.PID, Text: fmt.Sprintf("process %d (%s, %s)", u.PID, u.Command, u.What)})
 	}
 	if len(out) > 0 {
 		return out, nil
 	}
 	return h.unsettled()
+}
+
+// strangers is holders for those who would refuse what somebody asks for: a
+// file that only this agent has open will be closed in a moment, and nobody
+// else could close it.
+func (h *head) strangers(ctx context.Context) ([]holder, error) { return strangers(ctx, h.holders) }
+
+func strangers(ctx context.Context, holders func(context.Context) ([]holder, error)) ([]holder, error) {
+	const patience, step = 3 * time.Second, 50 * time.Millisecond
+	for waited := time.Duration(0); ; waited += step {
+		out, err := holders(ctx)
+		if err != nil || len(out) == 0 || waited >= patience || slices.ContainsFunc(out, func(x holder) bool { return !x.Own }) {
+			return out, err
+		}
+		select {
+		case <-ctx.Done():
+			return out, ctx.Err()
+		case <-time.After(step):
+		}
+	}
 }
 
 // settling is how long a mount that Docker asked for may take to show in a

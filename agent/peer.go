@@ -223,7 +223,7 @@ func (a *Agent) Delete(ctx context.Context, volume, by string) error {
 		if v.Heads[h.key.branch].Node != a.cfg.Node {
 			continue
 		}
-		holders, err := h.holders(ctx)
+		holders, err := h.strangers(ctx)
 		if err != nil {
 			return err
 		}

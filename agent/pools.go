@@ -101,6 +101,17 @@ func (a *Agent) reopen(ctx context.Context, c api.AddPool) {
 	}
 }
 
+// poolInUse says why a pool cannot be let go: volumes that are only deleted
+// still lie there, so that they can be restored.
+func poolInUse(name string, v api.Volume) error {
+	e := &api.Error{Kind: api.InUse, Op: "remove pool", Object: name, Reason: "volume " + v.Name + " is in it", Next: "move or remove its volumes first"}
+	if v.Deleted != nil {
+		e.Reason = "deleted volume " + v.Name + " is in it until its grace is over"
+		e.Next = "drover volume purge " + v.ID + " --yes removes it now; drover volume ls --deleted lists others"
+	}
+	return e
+}
+
 // RemovePool lets go of a pool; its data stays.
 func (a *Agent) RemovePool(ctx context.Context, name string) error {
 	p, err := a.pool(name)
@@ -111,7 +122,7 @@ func (a *Agent) RemovePool(ctx context.Context, name string) error {
 	for key, h := range a.heads {
 		if v := h.volume(); v.Heads[key.branch].Pool == name && v.Heads[key.branch].Node == a.cfg.Node {
 			a.mu.Unlock()
-			return &api.Error{Kind: api.InUse, Op: "remove pool", Object: name, Reason: "volume " + v.Name + " is in it", Next: "move or remove its volumes first"}
+			return poolInUse(name, v)
 		}
 	}
 	delete(a.pools, name)

@@ -280,11 +280,8 @@ func (a *Agent) advanceTo(ctx context.Context, h *head, g repo.Graph, tip api.Co
 // Clone begins to make a volume here from a branch of a remote.
 func (a *Agent) Clone(ctx context.Context, r api.CloneVolume, by string) (api.Job, error) {
 	const op = "clone volume"
-	if err := api.CheckVolumeName(r.Name); err != nil {
+	if err := api.CheckNewVolumeName(r.Name); err != nil {
 		return api.Job{}, err
-	}
-	if r.Branch == "" {
-		r.Branch = api.MainBranch
 	}
 	if _, err := a.find(ctx, r.Name); err == nil {
 		return api.Job{}, &api.Error{Kind: api.Exists, Op: op, Object: r.Name, Reason: "there is a volume of that name", Next: "choose another name, or drover pull into it"}
@@ -320,6 +317,10 @@ func (a *Agent) clone(ctx context.Context, r api.CloneVolume, pool, by string, t
 		return nil, err
 	}
 	defer x.Store.Close()
+	if r.Branch, err = cloneBranch(ctx, x, r.Branch); err != nil {
+		_ = os.RemoveAll(a.remoteCache(id))
+		return nil, err
+	}
 	tip, _, err := fetchTip(ctx, x, r.Branch, nil, exchange.Into{Backend: b, Volume: id, Pool: commits{a, id, pool}, AllowLoss: r.AllowLoss})
 	if err != nil {
 		_ = os.RemoveAll(a.remoteCache(id))

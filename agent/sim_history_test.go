@@ -321,13 +321,17 @@ func (s *script) checkHistory(name string) {
 		host := w.hosts[h.Node]
 		l := host.current()
 		key := storage.HeadKey{Volume: v.ID, Branch: branch}
+		// Both of one instant: whoever writes a record has the lock until it is noted.
+		w.mu.Lock()
 		files, err := host.pools[h.Pool].Files(key)
+		line := w.lines[key.String()]
+		line.records = maps.Clone(line.records)
+		w.mu.Unlock()
 		if err != nil {
 			w.fail("%s: the head of %s@%s is not in pool %s: %v", h.Node, name, branch, h.Pool, err)
 			continue
 		}
 		w.mu.Lock()
-		line := w.lines[key.String()]
 		if lost := missingRecords(line.records, files); lost != "" && line.epoch <= h.Epoch {
 			w.broken = append(w.broken, fmt.Sprintf("record %s of %s is lost", lost, key))
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -577,16 +578,18 @@ func (s *script) checkPools(host *host, key storage.HeadKey, h api.Head) {
 	}
 	for name, p := range host.pools {
 		owner := h.Node == host.name && h.Pool == name
+		// Both of one instant: whoever writes a record has the lock until it is noted.
+		w.mu.Lock()
 		files, err := p.Files(key)
+		line := w.lines[key.String()]
+		line.records = maps.Clone(line.records)
+		w.mu.Unlock()
 		switch {
 		case err != nil && owner:
 			w.fail("%s: the owner's head is not in pool %s: %v", host.name, name, err)
 		case err == nil && !owner:
 			w.fail("%s: a copy of the head is left in pool %s", host.name, name)
 		case owner:
-			w.mu.Lock()
-			line := w.lines[key.String()]
-			w.mu.Unlock()
 			if lost := missingRecords(line.records, files); lost != "" {
 				w.fail("record %s of %d of %s is lost", lost, len(line.records), key)
 			}

@@ -43,8 +43,14 @@ func (a *Agent) StartMove(ctx context.Context, volume string, r api.StartMove, b
 	}
 	wish := api.Move{To: r.To, Pool: pool, By: by, Requested: a.deps.Now(), Options: r.Options}
 	out, err := h.preview(ctx, v, rec, wish)
-	if err != nil || r.DryRun {
+	if err != nil {
 		return out, err
+	}
+	if r.DryRun {
+		if out.Base == "" {
+			out.Bytes = h.weigh(ctx, rec.Pool)
+		}
+		return out, nil
 	}
 	wish.ID = a.deps.NewID()
 	after, err := a.deps.Ledger.RequestMove(ctx, volume, branch, wish)
@@ -103,7 +109,7 @@ func (h *head) preview(ctx context.Context, v api.Volume, rec api.Head, wish api
 	if err != nil {
 		return out, err
 	}
-	holders, err := h.holders(ctx)
+	holders, err := h.strangers(ctx)
 	if err != nil {
 		return out, err
 	}
@@ -130,11 +136,6 @@ func (h *head) preview(ctx context.Context, v api.Volume, rec api.Head, wish api
 		return out, err
 	}
 	out.Base = bases[wish.To]
-	if hd, err := p.backend.Head(ctx, h.storageKey()); err != nil {
-		return out, err
-	} else if out.Base == "" {
-		out.Bytes = hd.Used
-	}
 	for _, action := range plan.Preview(m, wish, rec.Epoch) {
 		out.Actions = append(out.Actions, action.String())
 	}

@@ -94,8 +94,16 @@ func near[O any](ctx context.Context, s *Server, op, node, volume, method, path 
 	}
 	var out O
 	err := s.call(ctx, node, method, "/v1/volumes/"+volume+"/"+path, in, &out)
-	if api.Is(err, api.Unavailable) {
-		err = &api.Error{Kind: api.Unknown, Op: op, Object: volume, Reason: "its owner " + node + " does not answer (" + s.since(ctx, node) + ")", Err: err, Next: "bring " + node + " back; the data is there"}
+	if silent(err) {
+		name := volume
+		if v, err := s.cfg.Ledger.Volume(ctx, volume); err == nil {
+			name = v.Name
+		}
+		next := "bring " + node + " back; the data is there"
+		if method != http.MethodGet {
+			next += ". It may have begun: see drover status " + name + " before you repeat it"
+		}
+		err = &api.Error{Kind: api.Unknown, Op: op, Object: name, Reason: "its owner " + node + " does not answer (" + s.since(ctx, node) + ")", Err: err, Next: next}
 	}
 	return out, err
 }

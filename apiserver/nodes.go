@@ -101,7 +101,16 @@ type changeNodeIn struct {
 }
 
 func (s *Server) changeNode(ctx context.Context, in *changeNodeIn) (api.Node, error) {
-	return s.cfg.Cluster.ChangeNode(ctx, in.Name, in.Body)
+	changed, err := s.cfg.Cluster.ChangeNode(ctx, in.Name, in.Body)
+	if err != nil {
+		return changed, err
+	}
+	// The record does not say how the node is now.
+	list, err := s.cfg.Cluster.Nodes(ctx)
+	if i := slices.IndexFunc(list, func(n api.Node) bool { return n.Name == in.Name }); err == nil && i >= 0 {
+		changed.Status = list[i].Status
+	}
+	return changed, nil
 }
 
 func (s *Server) removeNode(ctx context.Context, in *struct {

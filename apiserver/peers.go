@@ -2,6 +2,7 @@ package apiserver
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"net/url"
 
@@ -31,6 +32,14 @@ func (s *Server) call(ctx context.Context, node, method, path string, in, out an
 		return unanswered(node, err)
 	}
 	return nil
+}
+
+// silent reports whether a node did not answer at all. One that answers that
+// something it needs does not, its container engine say, has said so itself: an
+// error that came over the wire has lost its cause.
+func silent(err error) bool {
+	e, ok := errors.AsType[*api.Error](err)
+	return ok && e.Kind == api.Unavailable && e.Err != nil
 }
 
 func (s *Server) peerRoutes() {

@@ -97,12 +97,12 @@ func (s *Server) since(ctx context.Context, node string) string {
 }
 
 func (s *Server) headStatus(ctx context.Context, node, volume, branch string) (api.HeadStatus, error) {
-	if node == s.cfg.Node {
-		return s.cfg.Agent.Status(ctx, volume, branch)
-	}
 	const patience = 2 * time.Second
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
+	if node == s.cfg.Node {
+		return s.cfg.Agent.Status(ctx, volume, branch)
+	}
 	var status api.HeadStatus
 	err := s.call(ctx, node, http.MethodGet, "/v1/peer/heads/"+volume+"?branch="+escape(branch), nil, &status)
 	return status, err
@@ -115,7 +115,7 @@ func (s *Server) deleteVolume(ctx context.Context, in *VolumeRef) (none, error) 
 	}
 	if node := owner(v); node != s.cfg.Node {
 		err := s.call(ctx, node, http.MethodDelete, "/v1/volumes/"+v.ID, nil, nil)
-		if api.Is(err, api.Unavailable) {
+		if silent(err) {
 			return none{}, &api.Error{Kind: api.Unknown, Op: "delete volume", Object: v.Name, Reason: "its owner " + node + " does not answer (" + s.since(ctx, node) + "), so whether it is used is unknown", Err: err, Next: "try again when " + node + " is back"}
 		}
 		return none{}, err
@@ -196,8 +196,9 @@ func (s *Server) resizeVolume(ctx context.Context, in *resizeIn) (api.Volume, er
 		return v, err
 	}
 	if node := owner(v); node != s.cfg.Node {
-		err := s.call(ctx, node, http.MethodPost, "/v1/volumes/"+v.ID+"/resize", in.Body, &v)
-		return v, err
+		var after api.Volume // of its own: what the answer leaves out must not stay from before
+		err := s.call(ctx, node, http.MethodPost, "/v1/volumes/"+v.ID+"/resize", in.Body, &after)
+		return after, err
 	}
 	return s.cfg.Agent.Resize(ctx, v.ID, in.Body.Size)
 }
@@ -222,7 +223,7 @@ func (s *Server) moveVolume(ctx context.Context, in *moveIn) (api.MovePlan, erro
 	}
 	if node := h.Node; node != s.cfg.Node {
 		err := s.call(ctx, node, http.MethodPost, "/v1/volumes/"+v.ID+"/move", in.Body, &out)
-		if api.Is(err, api.Unavailable) {
+		if silent(err) {
 			return out, &api.Error{Kind: api.Unknown, Op: "move volume", Object: v.Name, Reason: "its owner " + node + " does not answer (" + s.since(ctx, node) + ")", Err: err, Next: "bring " + node + " back; its data is there"}
 		}
 		return out, err

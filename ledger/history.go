@@ -271,7 +271,8 @@ func CheckBranch(v api.Volume, op, name string) error {
 }
 
 // epochOf is the first epoch of a branch that is made now: later than any that
-// a copy of a branch of that name may have on some pool.
+// a copy of a branch of that name may have on some pool. A pool that was away
+// for longer than the grace of a deleted branch may still have one.
 func epochOf(v api.Volume, branch string) uint64 {
 	e := v.Past + 1
 	for _, d := range v.Dropped {

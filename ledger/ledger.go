@@ -40,7 +40,7 @@ const MinSize = 64 << 20
 
 // New is the record of a new volume.
 func New(c Create, now time.Time) (api.Volume, error) {
-	if err := api.CheckVolumeName(c.Name); err != nil {
+	if err := api.CheckNewVolumeName(c.Name); err != nil {
 		return api.Volume{}, err
 	}
 	if err := api.CheckLabels(c.Labels); err != nil {
@@ -278,7 +278,7 @@ func Restore(v api.Volume, name string) (api.Volume, error) {
 		return v, &api.Error{Kind: api.NotFound, Op: "restore volume", Object: v.Name, Reason: "its grace ended at " + v.Deleted.Purge.UTC().Format(time.DateTime) + " UTC and its data is being removed"}
 	}
 	if name != "" {
-		if err := api.CheckVolumeName(name); err != nil {
+		if err := api.CheckNewVolumeName(name); err != nil {
 			return v, err
 		}
 		v.Name = name

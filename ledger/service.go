@@ -61,14 +61,16 @@ func (s *Service) Volumes(ctx context.Context, deleted bool) ([]api.Volume, erro
 }
 
 func (s *Service) lookup(ctx context.Context, tx *state.Tx, ref string) (string, error) {
-	if id, _, err := state.Names.Get(tx, ref); err == nil || !api.Is(err, api.NotFound) {
-		return id, err
-	}
 	const shortest, full = 4, 32
+	// A whole id means that volume, whatever others are called: nodes name
+	// volumes to each other by it.
 	if len(ref) == full {
 		if _, err := get(tx, ref); err == nil || !api.Is(err, api.NotFound) {
 			return ref, err
 		}
+	}
+	if id, _, err := state.Names.Get(tx, ref); err == nil || !api.Is(err, api.NotFound) {
+		return id, err
 	}
 	var found []string
 	if len(ref) >= shortest {
@@ -83,6 +85,9 @@ func (s *Service) lookup(ctx context.Context, tx *state.Tx, ref string) (string,
 	case 1:
 		return found[0], nil
 	case 0:
+		if volume, _, found := strings.Cut(ref, "@"); found {
+			return "", &api.Error{Kind: api.NotFound, Op: "look up volume", Object: ref, Reason: "the volume alone is wanted here, without a branch", Next: "write " + volume + "; drover branch " + volume + " is for its branches"}
+		}
 		return "", &api.Error{Kind: api.NotFound, Op: "look up volume", Object: ref, Reason: "the cluster has no volume of that name or id", Next: "drover volume ls shows what there is"}
 	}
 	return "", &api.Error{Kind: api.Invalid, Op: "look up volume", Object: ref, Reason: "several volumes have ids that begin so", Next: "give more of the id"}

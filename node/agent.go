@@ -262,7 +262,7 @@ func (u *unit) build() error {
 		Issued: u.cluster.Issued, Tell: u.events.Add,
 	}
 	u.agent, err = agent.New(agent.Config{
-		Node: u.node.Name, Cluster: u.node.Cluster, Incarnation: u.pin().Number, DataDir: u.cfg.DataDir, VolatileDir: u.cfg.RunDir,
+		Node: u.node.Name, Cluster: u.node.Cluster, Incarnation: u.pin().Number, DataDir: u.cfg.DataDir, VolatileDir: u.cfg.RunDir, PID: os.Getpid(),
 	}, agent.Deps{
 		Report: u.report, Remotes: places{u.cfg.DataDir},
 		Store: u.store, Ledger: books, Peers: peers{u.network}, Engine: engine, Users: finder{},

@@ -99,12 +99,16 @@ func detail(text []byte) string {
 		} `json:"errors"`
 	}
 	if json.Unmarshal(text, &p) != nil || p.Detail == "" {
-		return string(text[:min(len(text), 300)])
+		return strings.TrimSpace(string(text[:min(len(text), 300)]))
 	}
+	var wrong []string
 	for _, e := range p.Errors {
-		p.Detail += "; " + e.Location + ": " + e.Message
+		wrong = append(wrong, strings.TrimPrefix(e.Location, "body.")+": "+e.Message)
 	}
-	return p.Detail
+	if len(wrong) == 0 {
+		return p.Detail
+	}
+	return strings.Join(wrong, "; ")
 }
 
 func kindOf(status int) api.Kind {

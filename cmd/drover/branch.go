@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -64,7 +65,14 @@ the pool can clone. It is mounted as VOLUME@NAME, beside all others.`,
 				if there, err := hasBranch(t, c.Context(), volume, in.Name); err != nil {
 					return err
 				} else if there {
-					return t.do(c.Context(), http.MethodPost, volumePath(volume, "/branches/expire"), api.ExpireBranch{Name: in.Name, Expire: in.Expire}, nil)
+					out := api.ExpireBranch{Name: in.Name, Expire: in.Expire}
+					if err := t.do(c.Context(), http.MethodPost, volumePath(volume, "/branches/expire"), out, nil); err != nil {
+						return err
+					}
+					if out.Expire == 0 {
+						return t.say(c.OutOrStdout(), out, "%s@%s stays until it is deleted", volume, in.Name)
+					}
+					return t.say(c.OutOrStdout(), out, "%s@%s is deleted by itself %s from now", volume, in.Name, expire)
 				}
 			}
 			if len(args) == 3 {
@@ -143,18 +151,25 @@ func deleteBranches(t *talk, c *cobra.Command, volume string, names []string) er
 	if len(names) == 0 {
 		return &api.Error{Kind: api.Invalid, Op: "delete branch", Object: volume, Reason: "no branch is named"}
 	}
+	gone := []api.Dropped{}
+	var failed error
 	for _, name := range names {
 		var d api.Dropped
-		if err := t.do(c.Context(), http.MethodDelete, volumePath(volume, "/branches?name="+url.QueryEscape(name)), nil, &d); err != nil {
-			return err
+		if failed = t.do(c.Context(), http.MethodDelete, volumePath(volume, "/branches?name="+url.QueryEscape(name)), nil, &d); failed != nil {
+			break
 		}
-		fmt.Fprintf(c.OutOrStdout(), "%s@%s was at %s", volume, name, orNone(d.Commit))
-		if d.Kept != "" {
-			fmt.Fprintf(c.OutOrStdout(), ", what was not committed is in stash %s", shortID(d.Kept))
-		}
-		fmt.Fprintf(c.OutOrStdout(), "; drover undo %s@%s brings it back until %s\n", volume, name, d.Purge.Local().Format(time.DateTime))
+		gone = append(gone, d)
 	}
-	return nil
+	err := t.print(c.OutOrStdout(), gone, func(w *tabwriter.Writer) {
+		for i, d := range gone {
+			fmt.Fprintf(w, "%s@%s was at %s", volume, names[i], orNone(d.Commit))
+			if d.Kept != "" {
+				fmt.Fprintf(w, ", what was not committed is in stash %s", shortID(d.Kept))
+			}
+			fmt.Fprintf(w, "; drover undo %s@%s brings it back until %s\n", volume, names[i], d.Purge.Local().Format(time.DateTime))
+		}
+	})
+	return errors.Join(failed, err)
 }
 
 func renameBranch(t *talk, c *cobra.Command, volume string, names []string) error {
@@ -164,7 +179,11 @@ func renameBranch(t *talk, c *cobra.Command, volume string, names []string) erro
 	if err := api.CheckBranchName(names[1]); err != nil {
 		return err
 	}
-	return t.do(c.Context(), http.MethodPost, volumePath(volume, "/branches/rename"), api.Rename{From: names[0], To: names[1]}, nil)
+	in := api.Rename{From: names[0], To: names[1]}
+	if err := t.do(c.Context(), http.MethodPost, volumePath(volume, "/branches/rename"), in, nil); err != nil {
+		return err
+	}
+	return t.say(c.OutOrStdout(), in, "%s@%s is %s@%s now", volume, in.From, volume, in.To)
 }
 
 func checkoutCommand(t *talk) *cobra.Command {
@@ -197,7 +216,11 @@ are left alone. What was not committed stays in the branch that is left.`,
 						return err
 					}
 				}
-				if err := makeBranch(t, c, volume, in); err != nil {
+				if t.output != "table" { // one document: what was checked out
+					if err := t.do(c.Context(), http.MethodPost, volumePath(volume, "/branches"), in, nil); err != nil {
+						return err
+					}
+				} else if err := makeBranch(t, c, volume, in); err != nil {
 					return err
 				}
 			} else if len(args) == 3 {
@@ -420,7 +443,10 @@ func tagCommand(t *talk) *cobra.Command {
 				if len(args) != 2 {
 					return &api.Error{Kind: api.Invalid, Op: "delete tag", Object: volume, Reason: "one tag is to be named", Next: "drover tag " + volume + " -d NAME"}
 				}
-				return t.do(c.Context(), http.MethodDelete, volumePath(volume, "/tags?name="+url.QueryEscape(args[1])), nil, nil)
+				if err := t.do(c.Context(), http.MethodDelete, volumePath(volume, "/tags?name="+url.QueryEscape(args[1])), nil, nil); err != nil {
+					return err
+				}
+				return t.say(c.OutOrStdout(), map[string]string{"deleted": args[1]}, "tag %s is deleted", args[1])
 			}
 			if len(args) == 1 {
 				return listTags(t, c, volume)
@@ -470,18 +496,33 @@ func volumeHook(t *talk) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "hook NAME",
 		Short: "Set what prepares the application for a commit",
-		Long: `Set what runs in the container that uses the volume, so that a commit is
+		Long: `Without flags, show the hook. With them, set what runs in the container that uses the volume, so that a commit is
 consistent for the application: a checkpoint of PostgreSQL, the read lock of
 MySQL and MariaDB, a background save of Redis, or commands of your own. When it
 fails or its deadline ends, nothing is committed and the application goes on.`,
 		Example: `  drover volume hook pg --kind postgresql
   drover volume hook shop --kind mysql --container shop-db --deadline 10s
   drover volume hook files --kind command --before "fsfreeze-app" --after "thaw-app"
+  drover volume hook pg
   drover volume hook pg --none`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			var in struct {
 				Hook *api.Hook `json:"hook,omitempty"`
+			}
+			if err := exclusive(c, "none", "kind"); err != nil {
+				return err
+			}
+			changed := false
+			for _, f := range []string{"kind", "container", "user", "before", "after", "deadline", "none"} {
+				changed = changed || c.Flags().Changed(f)
+			}
+			if !changed {
+				var d api.VolumeDetail
+				if err := t.do(c.Context(), http.MethodGet, volumePath(args[0]), nil, &d); err != nil {
+					return err
+				}
+				return t.hookIs(c, args[0], d.Volume.Hook)
 			}
 			if !none {
 				if before != "" {
@@ -495,7 +536,10 @@ fails or its deadline ends, nothing is committed and the application goes on.`,
 				}
 				in.Hook = &hook
 			}
-			return t.do(c.Context(), http.MethodPost, volumePath(args[0], "/hook"), in, nil)
+			if err := t.do(c.Context(), http.MethodPost, volumePath(args[0], "/hook"), in, nil); err != nil {
+				return err
+			}
+			return t.hookIs(c, args[0], in.Hook)
 		},
 	}
 	f := c.Flags()
@@ -507,6 +551,37 @@ fails or its deadline ends, nothing is committed and the application goes on.`,
 	f.DurationVar(&hook.Deadline, "deadline", 0, "how long all of it may take (default 30s)")
 	f.BoolVar(&none, "none", false, "remove the hook")
 	return c
+}
+
+// hookIs shows a volume's hook.
+func (t *talk) hookIs(c *cobra.Command, volume string, hook *api.Hook) error {
+	if hook == nil {
+		return t.say(c.OutOrStdout(), struct{}{}, "%s has no hook of its own; labels of its containers may give one", volume)
+	}
+	return t.say(c.OutOrStdout(), hook, "%s is prepared by %s", volume, hookText(*hook))
+}
+
+// hookText is a hook in words.
+func hookText(h api.Hook) string {
+	s := h.Kind
+	if h.Container != "" {
+		s += " in container " + h.Container
+	}
+	if h.User != "" {
+		s += " as " + h.User
+	}
+	for _, x := range []struct {
+		when    string
+		command []string
+	}{{"before", h.Before}, {"after", h.After}} {
+		if len(x.command) > 0 {
+			s += fmt.Sprintf(", %s: %s", x.when, x.command[len(x.command)-1])
+		}
+	}
+	if h.Deadline > 0 {
+		s += ", within " + h.Deadline.String()
+	}
+	return s
 }
 
 // refs completes VOLUME and VOLUME@BRANCH.

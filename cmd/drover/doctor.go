@@ -2,7 +2,9 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/http"
 	"net/url"
 	"path/filepath"
@@ -106,6 +108,9 @@ func doctorPorts(t *talk, p places) (doctor.Ports, error) {
 		} else {
 			self.Cert.Err = err
 		}
+	} else if errors.Is(err, fs.ErrPermission) {
+		// What cannot be read would be taken for what is not there.
+		return doctor.Ports{}, notRoot(err)
 	} else if !api.Is(err, api.NotFound) {
 		self.Err = err
 	}
@@ -113,6 +118,10 @@ func doctorPorts(t *talk, p places) (doctor.Ports, error) {
 		Self: self, Host: doctor.Linux{PluginSocket: filepath.Join(p.pluginDir, "drover.sock")},
 		Engine: doctorEngine{engine}, Cluster: doctorCluster{t}, Now: time.Now,
 	}, nil
+}
+
+func notRoot(err error) error {
+	return &api.Error{Kind: api.Denied, Op: "examine this host", Reason: "only root can see all that is to be looked at", Err: err, Next: "sudo drover doctor"}
 }
 
 // doctorEngine gives Docker to the doctor.

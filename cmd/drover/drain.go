@@ -3,7 +3,10 @@ package main
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
+	"net/url"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -20,8 +23,18 @@ func nodeDrain(t *talk) *cobra.Command {
 		Args:  cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
 			draining := !stop
-			if err := t.changeNode(c, args[0], cluster.NodeChange{Draining: &draining}); err != nil || stop {
+			if err := exclusive(c, "stop", "to"); err != nil {
 				return err
+			}
+			if err := t.canTake(c, args[0], to); err != nil {
+				return err
+			}
+			if stop || t.output == "table" {
+				if err := t.changeNode(c, args[0], cluster.NodeChange{Draining: &draining}); err != nil || stop {
+					return err
+				}
+			} else if err := t.do(c.Context(), http.MethodPost, "/v1/nodes/"+url.PathEscape(args[0]), cluster.NodeChange{Draining: &draining}, nil); err != nil {
+				return err // one document is printed: what was moved
 			}
 			return t.drain(c, args[0], to)
 		},
@@ -29,6 +42,28 @@ func nodeDrain(t *talk) *cobra.Command {
 	c.Flags().BoolVar(&stop, "stop", false, "stop draining: the node may be used again")
 	c.Flags().StringVar(&to, "to", "", "node to move to (default: in turn to those with most space)")
 	return c
+}
+
+// canTake refuses a target that can take nothing, before anything is changed.
+func (t *talk) canTake(c *cobra.Command, from, to string) error {
+	const op = "drain node"
+	if to == "" {
+		return nil
+	}
+	nodes, err := t.nodes(c)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(nodes, func(n api.Node) bool { return n.Name == to })
+	switch {
+	case to == from:
+		return &api.Error{Kind: api.Invalid, Op: op, Object: from, Reason: "its volumes cannot be moved to itself", Next: "name another node with --to, or leave it out"}
+	case i < 0:
+		return &api.Error{Kind: api.NotFound, Op: op, Object: from, Reason: "the cluster has no node " + to + " to move to", Next: "drover node ls lists them"}
+	case nodes[i].Draining:
+		return &api.Error{Kind: api.Conflict, Op: op, Object: from, Reason: to + " is being drained itself", Next: "name another node with --to, or drover node drain --stop " + to}
+	}
+	return nil
 }
 
 // drain moves every head of a node away, one after the other, and says what
@@ -40,10 +75,15 @@ func (t *talk) drain(c *cobra.Command, from, to string) error {
 		return err
 	}
 	var failed []error
+	moved := []string{}
 	for _, v := range list {
-		for branch, h := range v.Heads {
-			if h.Node != from {
+		for _, branch := range slices.Sorted(maps.Keys(v.Heads)) {
+			if v.Heads[branch].Node != from {
 				continue
+			}
+			name := v.Name
+			if len(v.Heads) > 1 {
+				name += "@" + branch
 			}
 			target := to
 			if target == "" {
@@ -59,11 +99,17 @@ func (t *talk) drain(c *cobra.Command, from, to string) error {
 				_, err = t.followMove(ctx, c.ErrOrStderr(), plan)
 			}
 			if err != nil {
-				failed = append(failed, fmt.Errorf("%s stays: %w", v.Name, err))
+				failed = append(failed, fmt.Errorf("%s stays: %w", name, err))
 				continue
 			}
-			fmt.Fprintf(c.OutOrStdout(), "%s is on %s\n", v.Name, target)
+			moved = append(moved, name)
+			if t.output == "table" {
+				fmt.Fprintf(c.OutOrStdout(), "%s is on %s\n", name, target)
+			}
 		}
+	}
+	if t.output != "table" {
+		failed = append(failed, t.print(c.OutOrStdout(), map[string]any{"node": from, "moved": moved}, nil))
 	}
 	return errors.Join(failed...)
 }

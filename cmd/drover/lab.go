@@ -27,6 +27,14 @@ func labName(cmd *cobra.Command, name *string) {
 	cmd.Flags().StringVar(name, "name", "lab", "which lab, when there are several")
 }
 
+// nameFlag is what commands for that lab need.
+func nameFlag(name string) string {
+	if name == "lab" {
+		return ""
+	}
+	return "--name " + name + " "
+}
+
 func labUpCommand() *cobra.Command {
 	var o lab.Options
 	var c lab.ClusterOptions
@@ -36,13 +44,16 @@ func labUpCommand() *cobra.Command {
 		Short: "Make a lab: hosts node1 to nodeN, each with its own Docker and agent",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if cmd.Flags().Changed("nodes") && o.Nodes < 1 {
+				return wrongUse(cmd, fmt.Sprintf("%d hosts are asked for, 1 to 200 are possible", o.Nodes), usageOf(cmd))
+			}
 			o.Progress = cmd.ErrOrStderr()
 			l, err := lab.Up(cmd.Context(), o)
 			if err != nil {
 				return err
 			}
 			if bare {
-				fmt.Fprintf(cmd.OutOrStdout(), "lab %s is up; try: drover lab exec node1 docker info\n", l.Name())
+				fmt.Fprintf(cmd.OutOrStdout(), "lab %s is up; try: drover lab exec %snode1 docker info\n", l.Name(), nameFlag(l.Name()))
 				return nil
 			}
 			fmt.Fprintln(cmd.ErrOrStderr(), "making one cluster of them")
@@ -52,7 +63,7 @@ func labUpCommand() *cobra.Command {
 			if err := l.StartCluster(cmd.Context(), c); err != nil {
 				return errors.Join(err, fmt.Errorf("the hosts are left as they are: drover lab down %s removes them", l.Name()))
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "lab %s is up; try: drover lab exec node1 drover status\n", l.Name())
+			fmt.Fprintf(cmd.OutOrStdout(), "lab %s is up; try: drover lab exec %snode1 drover status\n", l.Name(), nameFlag(l.Name()))
 			return nil
 		},
 	}

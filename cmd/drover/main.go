@@ -33,7 +33,7 @@ func run() int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	ctx = trace.With(ctx, trace.New())
-	err := rootCommand().ExecuteContext(ctx)
+	c, err := rootCommand().ExecuteContextC(ctx)
 	if err == nil {
 		return 0
 	}
@@ -42,7 +42,7 @@ func run() int {
 	}
 	// A command in a lab host has said itself what went wrong.
 	if exit, ok := errors.AsType[*lab.ExitError](err); !ok || exit.Output != "" {
-		fmt.Fprintln(os.Stderr, "drover:", err)
+		printError(os.Stderr, c, err)
 		if e, ok := errors.AsType[*api.Error](err); ok && e.Kind == api.Internal {
 			fmt.Fprintln(os.Stderr, "drover: this is a defect; the nodes' logs have more under trace", trace.ID(ctx))
 		}
@@ -69,6 +69,7 @@ func rootCommand() *cobra.Command {
 	)
 	completions(root, &t)
 	strict(root)
+	arrange(root)
 	return root
 }
 

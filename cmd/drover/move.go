@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -27,27 +28,27 @@ func volumeMove(t *talk) *cobra.Command {
 		Long: `Move a volume to another node while its containers run: snapshots are sent
 round after round, then the containers are stopped, the last difference is sent,
 the owner changes, and the containers start on the other node.`,
+		Example: `  drover volume move pg node2
+  drover volume move pg@trial node2
+  drover volume move pg node2 --dry-run
+  drover volume move pg --cancel`,
 		Args: cobra.RangeArgs(1, 2),
 		RunE: func(c *cobra.Command, args []string) (err error) {
+			if err := contradictsMove(c); err != nil {
+				return err
+			}
+			if volume, branch, found := strings.Cut(args[0], "@"); found && !c.Flags().Changed("branch") {
+				args[0], in.Branch = volume, branch
+			}
 			if cancel {
-				return t.do(c.Context(), http.MethodDelete, volumePath(args[0], "/move?branch=", url.QueryEscape(in.Branch)), nil, nil)
+				return cancelMove(t, c, args[0], in.Branch)
 			}
 			if len(args) < 2 {
 				return &api.Error{Kind: api.Invalid, Op: "move volume", Object: args[0], Reason: "no node is given", Next: "drover volume move " + args[0] + " NODE; drover node ls lists them"}
 			}
 			in.To = args[1]
-			if in.Options.Bandwidth, err = parseSize(bandwidth); err != nil {
+			if err := moveOptions(&in.Options, bandwidth, hook, refuse, leave); err != nil {
 				return err
-			}
-			if hook != "" {
-				in.Options.Hook = []string{"sh", "-c", hook}
-			}
-			in.Options.Users = api.UsersMove
-			if refuse {
-				in.Options.Users = api.UsersRefuse
-			}
-			if leave {
-				in.Options.Users = api.UsersStop
 			}
 			var plan api.MovePlan
 			if err := t.do(c.Context(), http.MethodPost, volumePath(args[0], "/move"), in, &plan); err != nil {
@@ -63,8 +64,13 @@ the owner changes, and the containers start on the other node.`,
 			if err != nil {
 				return err
 			}
+			if in.Options.Users == api.UsersMove {
+				if late := t.awaitUsers(c.Context(), args[0], in.Branch, plan.Users); len(late) > 0 {
+					fmt.Fprintf(c.ErrOrStderr(), "not seen running on %s yet: %s; drover volume inspect %s shows why\n", p.To, strings.Join(late, ", "), args[0])
+				}
+			}
 			return t.print(c.OutOrStdout(), p, func(w *tabwriter.Writer) {
-				fmt.Fprintf(w, "%s is on %s: %s in %d rounds, away for %d ms\n", p.Volume, p.To, sizeText(p.Sent), p.Round, p.Downtime.Milliseconds())
+				fmt.Fprintf(w, "%s is on %s: %s in %s, away for %d ms\n", p.Volume, p.To, sizeText(p.Sent), count(p.Round, "round"), p.Downtime.Milliseconds())
 			})
 		},
 	}
@@ -82,6 +88,87 @@ the owner changes, and the containers start on the other node.`,
 	f.BoolVar(&cancel, "cancel", false, "cancel the move that is on its way")
 	f.BoolVar(&noWait, "no-wait", false, "return once the move has begun")
 	return c
+}
+
+// contradictsMove refuses flags of which only one can be meant.
+func contradictsMove(c *cobra.Command) error {
+	for _, pair := range [][2]string{{"refuse-users", "stop-users"}, {"cancel", "dry-run"}, {"cancel", "no-wait"}, {"dry-run", "no-wait"}} {
+		if err := exclusive(c, pair[:]...); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// moveOptions reads what is said about the way of a move.
+func moveOptions(o *api.MoveOptions, bandwidth, hook string, refuse, leave bool) (err error) {
+	if o.Bandwidth, err = parseSize(bandwidth); err != nil {
+		return err
+	}
+	if b := o.Bandwidth; bandwidth != "" && b < 1<<10 {
+		return &api.Error{Kind: api.Invalid, Op: "limit bandwidth", Object: bandwidth, Reason: fmt.Sprintf("these are %d bytes a second", b), Next: "give a unit, as in 50M"}
+	}
+	if hook != "" {
+		o.Hook = []string{"sh", "-c", hook}
+	}
+	o.Users = api.UsersMove
+	if refuse {
+		o.Users = api.UsersRefuse
+	}
+	if leave {
+		o.Users = api.UsersStop
+	}
+	return nil
+}
+
+// awaitUsers waits until the containers that moved along use the volume again,
+// so that the next command of a script finds them running. It gives those that
+// do not after a while: one that has ended at once never will.
+func (t *talk) awaitUsers(ctx context.Context, volume, branch string, users []string) []string {
+	const patience, step = 15 * time.Second, 100 * time.Millisecond
+	late := users
+	for waited := time.Duration(0); len(late) > 0 && waited < patience; waited += step {
+		var d api.VolumeDetail
+		if err := t.do(ctx, http.MethodGet, volumePath(volume), nil, &d); err == nil {
+			at := branch
+			if at == "" {
+				at = d.Volume.Branch
+			}
+			s := d.Status[at]
+			late = slices.DeleteFunc(slices.Clone(users), func(u string) bool { return slices.Contains(s.Users, "container "+u) })
+			if len(late) == 0 || s.Alarm != "" {
+				break
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return late
+		case <-time.After(step):
+		}
+	}
+	return late
+}
+
+// cancelMove ends a move that is on its way, and says so when there is none.
+func cancelMove(t *talk, c *cobra.Command, volume, branch string) error {
+	var d api.VolumeDetail
+	if err := t.do(c.Context(), http.MethodGet, volumePath(volume), nil, &d); err != nil {
+		return err
+	}
+	if branch == "" {
+		branch = d.Volume.Branch
+	}
+	h, there := d.Volume.Heads[branch]
+	switch {
+	case !there:
+		return &api.Error{Kind: api.NotFound, Op: "cancel move", Object: volume + "@" + branch, Reason: "the volume has no such branch", Next: "drover branch " + volume + " lists them"}
+	case h.Move == nil:
+		return &api.Error{Kind: api.Conflict, Op: "cancel move", Object: volume + "@" + branch, Reason: "it is not moving; it is on " + h.Node, Next: "drover volume inspect " + volume + " shows it"}
+	}
+	if err := t.do(c.Context(), http.MethodDelete, volumePath(volume, "/move?branch=", url.QueryEscape(branch)), nil, nil); err != nil {
+		return err
+	}
+	return t.say(c.OutOrStdout(), map[string]string{"volume": d.Volume.Name, "branch": branch, "cancelled": h.Move.ID}, "%s stays on %s: its move to %s is cancelled", volume, h.Node, h.Move.To)
 }
 
 func planRows(w io.Writer, p api.MovePlan) {

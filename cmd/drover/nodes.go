@@ -111,7 +111,10 @@ func nodeLabel(t *talk) *cobra.Command {
 	return &cobra.Command{
 		Use: "label NAME KEY=VALUE|KEY-...", Short: "Set labels, or remove those with a minus behind", Args: cobra.MinimumNArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
-			set, remove := splitLabels(args[1:])
+			set, remove, err := splitLabels(args[1:])
+			if err != nil {
+				return err
+			}
 			change := cluster.NodeChange{Labels: map[string]*string{}}
 			for k, v := range set {
 				change.Labels[k] = &v
@@ -129,7 +132,10 @@ func nodeRemove(t *talk) *cobra.Command {
 	c := &cobra.Command{
 		Use: "rm NAME", Short: "Remove a node and revoke its certificate", Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			return t.do(c.Context(), http.MethodDelete, fmt.Sprintf("/v1/nodes/%s?force=%t", url.PathEscape(args[0]), force), nil, nil)
+			if err := t.do(c.Context(), http.MethodDelete, fmt.Sprintf("/v1/nodes/%s?force=%t", url.PathEscape(args[0]), force), nil, nil); err != nil {
+				return err
+			}
+			return t.say(c.OutOrStdout(), map[string]string{"removed": args[0]}, "%s is removed, and its certificate revoked", args[0])
 		},
 	}
 	c.Flags().BoolVar(&force, "force", false, "also when volumes are on it: their data stays there, out of the cluster's reach")
@@ -171,7 +177,10 @@ func nodeToken(t *talk) *cobra.Command {
 		&cobra.Command{
 			Use: "rm ID", Short: "Revoke a token", Args: cobra.ExactArgs(1),
 			RunE: func(c *cobra.Command, args []string) error {
-				return t.do(c.Context(), http.MethodDelete, "/v1/tokens/"+url.PathEscape(args[0]), nil, nil)
+				if err := t.do(c.Context(), http.MethodDelete, "/v1/tokens/"+url.PathEscape(args[0]), nil, nil); err != nil {
+					return err
+				}
+				return t.say(c.OutOrStdout(), map[string]string{"revoked": args[0]}, "token %s is revoked", args[0])
 			},
 		})
 	return c
@@ -202,8 +211,11 @@ func userCommand(t *talk) *cobra.Command {
 			if err := os.WriteFile(filepath.Clean(out), bundle, 0o600); err != nil {
 				return err
 			}
-			fmt.Fprintf(c.OutOrStdout(), "%s (%s): key, certificate and the cluster's CA are in %s\nuse it from anywhere: drover --host https://NODE:7433 --cert %s status\n", a.User.Name, a.User.Role, out, out)
-			return nil
+			made := struct {
+				api.User
+				File string `json:"file"`
+			}{a.User, out}
+			return t.say(c.OutOrStdout(), made, "%s (%s): key, certificate and the cluster's CA are in %s\nuse it from anywhere: drover --host https://NODE:7433 --cert %s status", a.User.Name, a.User.Role, out, out)
 		},
 	}
 	add.Flags().StringVar(&role, "role", string(api.Viewer), "viewer, operator or admin")
@@ -215,6 +227,9 @@ func userCommand(t *talk) *cobra.Command {
 			if err := t.do(c.Context(), http.MethodGet, "/v1/users", nil, &list); err != nil {
 				return err
 			}
+			if list == nil {
+				list = []api.User{} // null on the wire
+			}
 			return t.print(c.OutOrStdout(), list, func(w *tabwriter.Writer) {
 				row(w, "NAME", "ROLE", "CREATED")
 				for _, u := range list {
@@ -225,7 +240,10 @@ func userCommand(t *talk) *cobra.Command {
 	}, &cobra.Command{
 		Use: "rm NAME", Short: "Revoke a user's certificate", Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			return t.do(c.Context(), http.MethodDelete, "/v1/users/"+url.PathEscape(args[0]), nil, nil)
+			if err := t.do(c.Context(), http.MethodDelete, "/v1/users/"+url.PathEscape(args[0]), nil, nil); err != nil {
+				return err
+			}
+			return t.say(c.OutOrStdout(), map[string]string{"revoked": args[0]}, "%s is removed, and the certificate revoked", args[0])
 		},
 	})
 	return c

@@ -36,7 +36,29 @@ func (t *talk) print(w io.Writer, v any, rows func(w *tabwriter.Writer)) error {
 		rows(tw)
 		return tw.Flush()
 	}
-	return &api.Error{Kind: api.Invalid, Op: "print", Object: t.output, Reason: "no such output", Next: "use table, json or yaml"}
+	return checkOutput(t.output)
+}
+
+// checkOutput refuses an output that print would not know, before anything is done.
+func checkOutput(o string) error {
+	switch o {
+	case "table", "json", "yaml":
+		return nil
+	}
+	return &api.Error{Kind: api.Invalid, Op: "print", Object: o, Reason: "no such output", Next: "use table, json or yaml"}
+}
+
+// say confirms what was done: as a sentence, or as the value.
+func (t *talk) say(w io.Writer, v any, format string, args ...any) error {
+	return t.print(w, v, func(w *tabwriter.Writer) { fmt.Fprintf(w, format+"\n", args...) })
+}
+
+// count is a number with its noun.
+func count(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
 }
 
 func sizeText(n int64) string {

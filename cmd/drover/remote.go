@@ -312,7 +312,7 @@ func (t *talk) followJob(ctx context.Context, w io.Writer, j api.Job) (api.Job, 
 		err := t.do(ctx, http.MethodGet, path, nil, &j)
 		switch {
 		case ctx.Err() != nil:
-			return j, &api.Error{Kind: api.Canceled, Op: "follow " + j.Kind, Object: j.Volume, Reason: "it goes on", Next: "drover job ls shows it, drover job cancel " + j.ID + " ends it"}
+			return j, &api.Error{Kind: api.Canceled, Op: "follow " + j.Kind, Object: j.Volume, Reason: "it goes on", Next: "drover job ls --node " + j.Node + " shows it, drover job cancel --node " + j.Node + " " + j.ID + " ends it"}
 		case err != nil:
 			return j, err
 		}

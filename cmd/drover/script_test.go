@@ -90,9 +90,38 @@ func canned() http.Handler {
 	give("GET /v1/volumes", []api.Volume{pg})
 	give("GET /v1/volumes/pg", api.VolumeDetail{Volume: pg, Status: map[string]api.HeadStatus{"main": {Used: 3 << 30, Size: 10 << 30, Sizes: "hard", Users: []string{"container db"}}}})
 	give("GET /v1/volumes/far", api.VolumeDetail{Volume: pg, Unknown: map[string]string{"main": "unknown since 2026-01-02 03:04:05 UTC: no answer"}})
-	give("POST /v1/volumes/pg/resize", pg)
 	give("POST /v1/volumes/pg/labels", pg)
 	give("POST /v1/volumes/pg/move", api.MovePlan{From: "n1", To: "n2", Pool: "default", Format: "btrfs-1", Bytes: 3 << 30, Users: []string{"db"}, Actions: []string{"check the target", "take a snapshot"}})
+	give("DELETE /v1/volumes/pg", struct{}{})
+	mux.HandleFunc("POST /v1/volumes/pg/resize", func(w http.ResponseWriter, r *http.Request) {
+		var in api.Volume
+		_ = json.NewDecoder(r.Body).Decode(&in)
+		after := pg
+		after.Size = in.Size
+		_ = json.NewEncoder(w).Encode(after)
+	})
+	hooked := pg
+	hooked.Name, hooked.Size = "hooked", 0
+	hooked.Hook = &api.Hook{Kind: "command", Container: "db", Before: []string{"sh", "-c", "app freeze"}, Deadline: 10 * time.Second}
+	hooked.Heads = map[string]api.Head{"main": pg.Heads["main"], "trial": {Node: "n2", Pool: "default", Epoch: 1, Ready: true, Move: &api.Move{ID: "m", To: "n1"}}}
+	give("GET /v1/volumes/hooked", api.VolumeDetail{Volume: hooked, Status: map[string]api.HeadStatus{"main": {Used: 1 << 20, Sizes: "soft"}, "trial": {}}})
+	give("DELETE /v1/volumes/hooked/move", hooked)
+	give("POST /v1/nodes/n1", nodes[0])
+	give("POST /v1/volumes/0123456789abcdef0123456789abcdef/move", api.MovePlan{Move: "m", From: "n1", To: "n2"})
+	give("GET /v1/moves/m", api.MoveProgress{Volume: "pg", From: "n1", To: "n2", Phase: api.MoveDone, Round: 1, Sent: 1 << 20})
+	running := 0
+	mux.HandleFunc("GET /v1/volumes/moved", func(w http.ResponseWriter, _ *http.Request) {
+		d := api.VolumeDetail{Volume: pg, Status: map[string]api.HeadStatus{"main": {}}}
+		if running++; running > 2 {
+			d.Status["main"] = api.HeadStatus{Users: []string{"container db"}}
+		}
+		_ = json.NewEncoder(w).Encode(d)
+	})
+	give("POST /v1/volumes/moved/move", api.MovePlan{Move: "m", From: "n1", To: "n2", Users: []string{"db"}})
+	give("POST /v1/volumes/failed/move", api.MovePlan{Move: "m", From: "n1", To: "n2", Users: []string{"db"}})
+	give("GET /v1/volumes/failed", api.VolumeDetail{Volume: pg, Status: map[string]api.HeadStatus{"main": {Alarm: "container db does not start"}}})
+	give("GET /v1/users", []api.User(nil))
+	give("DELETE /v1/users/ann", struct{}{})
 	give("GET /v1/pools", append(pools, held))
 	give("POST /v1/pools/default/grow", pools[0])
 	give("GET /v1/nodes", nodes)

@@ -95,7 +95,10 @@ func poolCommand(t *talk) *cobra.Command {
 	rm := &cobra.Command{
 		Use: "rm NAME", Short: "Let go of a pool; its data stays where it is", Args: cobra.ExactArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
-			return t.do(c.Context(), http.MethodDelete, "/v1/pools/"+url.PathEscape(args[0])+"?node="+url.QueryEscape(node), nil, nil)
+			if err := t.do(c.Context(), http.MethodDelete, "/v1/pools/"+url.PathEscape(args[0])+"?node="+url.QueryEscape(node), nil, nil); err != nil {
+				return err
+			}
+			return t.say(c.OutOrStdout(), map[string]string{"removed": args[0]}, "pool %s is no longer used; what lies in it stays there", args[0])
 		},
 	}
 	rm.Flags().StringVar(&node, "node", "", "node (default: this one)")

@@ -6,6 +6,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/url"
@@ -13,6 +14,7 @@ import (
 	"os/user"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -151,16 +153,33 @@ func (t *talk) do(ctx context.Context, method, path string, in, out any) error {
 		fmt.Fprintf(os.Stderr, "%s %s (trace %s)\n", method, path, trace.ID(ctx))
 	}
 	err = c.Do(ctx, method, path, in, out)
+	if ctx.Err() != nil && err != nil && method != http.MethodGet {
+		return &api.Error{Kind: api.Canceled, Op: "wait for the answer", Reason: "it was interrupted, and what was asked for may have been done all the same", Next: "look before you repeat it: drover status VOLUME, drover events"}
+	}
 	if !api.Is(err, api.Unavailable) {
 		return err
 	}
 	if t.host == "" {
 		if strings.Contains(err.Error(), t.socket) {
-			return &api.Error{Kind: api.Unavailable, Op: "ask the agent", Object: t.socket, Err: err, Next: "is it running, and may you use its socket (root and group drover)? drover init makes a cluster"}
+			return t.unheard(err)
 		}
 		return err
 	}
 	return t.unreached(err)
+}
+
+// unheard says why this host's agent could not be asked.
+func (t *talk) unheard(err error) error {
+	const op = "ask the agent"
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return &api.Error{Kind: api.Denied, Op: op, Object: t.socket, Reason: "you may not use its socket; root and the group drover may", Next: "use sudo, or let an administrator add you: usermod -aG drover NAME"}
+	case errors.Is(err, fs.ErrNotExist):
+		return &api.Error{Kind: api.Unavailable, Op: op, Object: t.socket, Reason: "there is no such socket, so no agent runs here", Next: "start it (systemctl start drover-agent); drover init makes a cluster, drover join TOKEN enters one; --host asks another node"}
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return &api.Error{Kind: api.Unavailable, Op: op, Object: t.socket, Reason: "it does not run: its socket is there, and nobody listens", Next: "start it (systemctl start drover-agent)"}
+	}
+	return &api.Error{Kind: api.Unavailable, Op: op, Object: t.socket, Err: err, Next: "see whether it runs: systemctl status drover-agent, drover doctor"}
 }
 
 // unreached says why a node could not be asked over the network.

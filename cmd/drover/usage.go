@@ -1,9 +1,12 @@
 package main
 
 import (
+	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/drover-data/drover/api"
 )
@@ -16,13 +19,19 @@ func strict(root *cobra.Command) {
 	var walk func(c *cobra.Command)
 	walk = func(c *cobra.Command) {
 		if c.Runnable() {
-			if check := c.Args; check != nil {
-				c.Args = func(c *cobra.Command, args []string) error {
+			check := c.Args
+			c.Args = func(c *cobra.Command, args []string) error {
+				if check != nil {
 					if err := check(c, args); err != nil {
 						return wrongUse(c, err.Error(), usageOf(c))
 					}
-					return nil
 				}
+				if f := c.Flags().Lookup("output"); f != nil {
+					if err := checkOutput(f.Value.String()); err != nil {
+						return err
+					}
+				}
+				return noneEmpty(c, args)
 			}
 		} else {
 			c.Args = cobra.ArbitraryArgs
@@ -33,6 +42,44 @@ func strict(root *cobra.Command) {
 		}
 	}
 	walk(root)
+}
+
+// mayBeEmpty are flags for which nothing is as good as leaving them out, or
+// that have a message of their own.
+var mayBeEmpty = []string{"message", "host", "cert", "socket"}
+
+// noneEmpty refuses empty texts. They are what a variable of a script leaves
+// that was never set: "resize pg $SIZE" must not become "no limit".
+func noneEmpty(c *cobra.Command, args []string) error {
+	if c.Name() == "exec" {
+		return nil // the arguments of somebody else's command
+	}
+	for i, a := range args {
+		if a == "" {
+			return wrongUse(c, fmt.Sprintf("argument %d is empty", i+1), usageOf(c))
+		}
+	}
+	var err error
+	c.Flags().Visit(func(f *pflag.Flag) {
+		if err == nil && f.Value.Type() == "string" && f.Value.String() == "" && !slices.Contains(mayBeEmpty, f.Name) {
+			err = wrongUse(c, "--"+f.Name+" is given without a value", usageOf(c))
+		}
+	})
+	return err
+}
+
+// exclusive refuses flags that contradict each other.
+func exclusive(c *cobra.Command, flags ...string) error {
+	var given []string
+	for _, name := range flags {
+		if c.Flags().Changed(name) {
+			given = append(given, "--"+name)
+		}
+	}
+	if len(given) < 2 {
+		return nil
+	}
+	return wrongUse(c, strings.Join(given, " and ")+" exclude each other", usageOf(c))
 }
 
 func group(c *cobra.Command, args []string) error {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -108,7 +109,11 @@ func volumeRows(w *tabwriter.Writer, v api.Volume, quiet bool) {
 	}
 	for _, branch := range slices.Sorted(maps.Keys(v.Heads)) {
 		h := v.Heads[branch]
-		cells := []any{v.Name, branch, h.Node, h.Pool, limitText(v.Size), headState(v, h), ago(v.Created)}
+		shown := branch
+		if branch == v.Branch && len(v.Heads) > 1 {
+			shown += " (current)"
+		}
+		cells := []any{v.Name, shown, h.Node, h.Pool, limitText(v.Size), headState(v, h), ago(v.Created)}
 		if v.Deleted != nil {
 			cells = append(cells, v.ID)
 		}
@@ -151,9 +156,16 @@ func inspectRows(w *tabwriter.Writer, d api.VolumeDetail) {
 	for _, k := range slices.Sorted(maps.Keys(v.Labels)) {
 		row(w, "label", k+"="+v.Labels[k])
 	}
+	if v.Hook != nil {
+		row(w, "hook", hookText(*v.Hook))
+	}
 	for _, branch := range slices.Sorted(maps.Keys(v.Heads)) {
 		h := v.Heads[branch]
-		row(w, "branch", branch)
+		if branch == v.Branch && len(v.Heads) > 1 {
+			row(w, "branch", branch+" (current)")
+		} else {
+			row(w, "branch", branch)
+		}
 		row(w, "  node", fmt.Sprintf("%s, pool %s, epoch %d", h.Node, h.Pool, h.Epoch))
 		row(w, "  state", headState(v, h))
 		if text, ok := d.Unknown[branch]; ok {
@@ -161,7 +173,11 @@ func inspectRows(w *tabwriter.Writer, d api.VolumeDetail) {
 			continue
 		}
 		s := d.Status[branch]
-		row(w, "  size", fmt.Sprintf("%s of %s (%s)", sizeText(s.Used), limitText(s.Size), s.Sizes))
+		if s.Size == 0 {
+			row(w, "  size", sizeText(s.Used)+", no limit")
+		} else {
+			row(w, "  size", fmt.Sprintf("%s of %s (%s)", sizeText(s.Used), limitText(s.Size), s.Sizes))
+		}
 		if s.Path != "" {
 			row(w, "  mounted", s.Path)
 		}
@@ -192,13 +208,21 @@ func volumeRemove(t *talk) *cobra.Command {
 		Short: "Delete volumes; they can be restored for a day",
 		Args:  cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) error {
+			gone := []string{}
+			var failed []error
 			for _, ref := range args {
 				if err := t.do(c.Context(), http.MethodDelete, volumePath(ref), nil, nil); err != nil {
-					return err
+					failed = append(failed, err) // one that cannot go keeps no other
+					continue
 				}
-				fmt.Fprintf(c.OutOrStdout(), "%s is deleted; drover volume restore %s brings it back within its grace\n", ref, ref)
+				gone = append(gone, ref)
 			}
-			return nil
+			err := t.print(c.OutOrStdout(), map[string][]string{"deleted": gone}, func(w *tabwriter.Writer) {
+				for _, ref := range gone {
+					fmt.Fprintf(w, "%s is deleted; drover volume restore %s brings it back within its grace\n", ref, ref)
+				}
+			})
+			return errors.Join(append(failed, err)...)
 		},
 	}
 }
@@ -216,7 +240,7 @@ func volumeRestore(t *talk) *cobra.Command {
 			if err := t.do(c.Context(), http.MethodPost, volumePath(args[0], "/restore"), in, &v); err != nil {
 				return err
 			}
-			return t.print(c.OutOrStdout(), v, func(w *tabwriter.Writer) { row(w, v.Name, "is restored") })
+			return t.print(c.OutOrStdout(), v, func(w *tabwriter.Writer) { fmt.Fprintf(w, "%s is restored\n", v.Name) })
 		},
 	}
 	c.Flags().StringVar(&in.Name, "as", "", "under another name")
@@ -233,7 +257,11 @@ func volumePurge(t *talk) *cobra.Command {
 			if !yes {
 				return &api.Error{Kind: api.Invalid, Op: "purge volume", Object: args[0], Reason: "this cannot be undone", Next: "say --yes if that is meant"}
 			}
-			return t.do(c.Context(), http.MethodPost, volumePath(args[0], "/purge"), struct{}{}, nil)
+			var v api.Volume
+			if err := t.do(c.Context(), http.MethodPost, volumePath(args[0], "/purge"), struct{}{}, &v); err != nil {
+				return err
+			}
+			return t.say(c.OutOrStdout(), v, "%s is removed for good", args[0])
 		},
 	}
 	c.Flags().BoolVar(&yes, "yes", false, "yes, remove the data")
@@ -258,7 +286,13 @@ func volumeResize(t *talk) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return t.print(c.OutOrStdout(), v, func(w *tabwriter.Writer) { row(w, v.Name, limitText(v.Size)) })
+			return t.print(c.OutOrStdout(), v, func(w *tabwriter.Writer) {
+				if v.Size == 0 {
+					row(w, v.Name, "no limit")
+				} else {
+					row(w, v.Name, limitText(v.Size))
+				}
+			})
 		},
 	}
 }
@@ -269,9 +303,12 @@ func volumeLabel(t *talk) *cobra.Command {
 		Short: "Set labels, or remove those with a minus behind",
 		Args:  cobra.MinimumNArgs(2),
 		RunE: func(c *cobra.Command, args []string) error {
-			set, remove := splitLabels(args[1:])
+			set, remove, err := splitLabels(args[1:])
+			if err != nil {
+				return err
+			}
 			var v api.Volume
-			err := t.do(c.Context(), http.MethodPost, volumePath(args[0], "/labels"), map[string]any{"set": set, "remove": remove}, &v)
+			err = t.do(c.Context(), http.MethodPost, volumePath(args[0], "/labels"), map[string]any{"set": set, "remove": remove}, &v)
 			if err != nil {
 				return err
 			}
@@ -285,14 +322,19 @@ func volumeLabel(t *talk) *cobra.Command {
 }
 
 // splitLabels tells KEY=VALUE from KEY-.
-func splitLabels(list []string) (set map[string]string, remove []string) {
+func splitLabels(list []string) (set map[string]string, remove []string, err error) {
 	set = map[string]string{}
 	for _, s := range list {
-		if k, v, ok := strings.Cut(s, "="); ok {
+		k, v, ok := strings.Cut(s, "=")
+		minus := strings.TrimSuffix(s, "-")
+		switch {
+		case ok:
 			set[k] = v
-		} else {
-			remove = append(remove, strings.TrimSuffix(s, "-"))
+		case minus == s || minus == "":
+			return nil, nil, &api.Error{Kind: api.Invalid, Op: "set label", Object: fmt.Sprintf("%q", s), Reason: "it neither sets a label nor removes one", Next: "write KEY=VALUE to set it, KEY- to remove it"}
+		default:
+			remove = append(remove, minus)
 		}
 	}
-	return set, remove
+	return set, remove, nil
 }

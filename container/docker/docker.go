@@ -26,12 +26,17 @@ import (
 type Options struct {
 	// Host is the engine's address. Default unix:///run/docker.sock.
 	Host string
+	// Patience is how long it may take to say what containers there are, and
+	// what one of them is. An engine that hangs must not hang whoever only
+	// wants to know who uses a volume. Default 10 s.
+	Patience time.Duration
 }
 
 // Engine speaks to one engine. It may be used by several goroutines.
 type Engine struct {
-	host string
-	cli  *client.Client
+	host     string
+	patience time.Duration
+	cli      *client.Client
 }
 
 var (
@@ -49,7 +54,7 @@ func New(o Options) (*Engine, error) {
 	if err != nil {
 		return nil, &api.Error{Kind: api.Invalid, Op: "connect to the container engine", Object: o.Host, Err: err}
 	}
-	return &Engine{host: o.Host, cli: cli}, nil
+	return &Engine{host: o.Host, patience: cmp.Or(o.Patience, 10*time.Second), cli: cli}, nil
 }
 
 // Close lets go of idle connections.
@@ -85,6 +90,8 @@ func (e *Engine) fail(op, object string, err error) error {
 
 // Ping gives name, version and API version.
 func (e *Engine) Ping(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, e.patience)
+	defer cancel()
 	v, err := e.cli.ServerVersion(ctx, client.ServerVersionOptions{})
 	if err != nil {
 		return "", e.fail("ask the container engine", e.host, err)
@@ -102,6 +109,8 @@ func (e *Engine) Ping(ctx context.Context) (string, error) {
 // containers themselves: one that is just starting would not answer before
 // its volumes are mounted, and those who mount them call this.
 func (e *Engine) List(ctx context.Context, driver string) ([]container.Container, error) {
+	ctx, cancel := context.WithTimeout(ctx, e.patience)
+	defer cancel()
 	res, err := e.cli.ContainerList(ctx, client.ContainerListOptions{All: true})
 	if err != nil {
 		return nil, e.fail("list containers", "", err)
@@ -147,6 +156,8 @@ func (e *Engine) Inspect(ctx context.Context, id string) (container.Container, e
 }
 
 func (e *Engine) inspect(ctx context.Context, id string) (moby.InspectResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, e.patience)
+	defer cancel()
 	res, err := e.cli.ContainerInspect(ctx, id, client.ContainerInspectOptions{})
 	if err != nil {
 		return moby.InspectResponse{}, e.fail("inspect container", id, err)

@@ -25,7 +25,7 @@ type CreateRequest struct {
 	Labels map[string]string // from label.KEY=VALUE and labels=K=V,K=V
 }
 
-const optionHelp = "valid options are size=10G (or MiB, bytes; at least 64MiB), pool=NAME, node=NAME, from=VOLUME[@BRANCH][~N], labels=KEY=VALUE,… and label.KEY=VALUE"
+const optionHelp = "valid options are size=10G (or MiB, bytes; at least 64MiB), pool=NAME, node=NAME, from=VOLUME[@BRANCH], labels=KEY=VALUE,… and label.KEY=VALUE"
 
 // ParseCreate reads the options of docker volume create. An unknown or
 // malformed one is an error, so that nobody believes in a size that is not kept.
