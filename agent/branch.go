@@ -286,6 +286,17 @@ func (a *Agent) Undo(ctx context.Context, volume, branch, by string) (api.Moved,
 		was := strings.TrimPrefix(last.Note, "was ")
 		_, err := a.RenameBranch(ctx, volume, branch, was, by)
 		return api.Moved{Volume: v.Name, Branch: was, Op: op, To: rec.Commit, Note: note}, err
+	case last.Op == repo.OpDrop:
+		g, err := a.Graph(ctx, volume)
+		if err != nil {
+			return api.Moved{}, err
+		}
+		if _, here := g[last.Note]; !here {
+			return api.Moved{}, &api.Error{Kind: api.NotFound, Op: op, Object: v.Name + "@" + branch, Reason: "stash " + short(last.Note) + " was dropped and its space is freed"}
+		}
+		return a.moveTip(ctx, h, rec.Commit, by, repo.UndoneDrop+last.Note)
+	case last.Op == repo.OpUndo && strings.HasPrefix(last.Note, repo.UndoneDrop):
+		return api.Moved{}, nothing
 	case last.Op == repo.OpBranch, last.Op == repo.OpUndo && strings.HasSuffix(last.Note, "deleting it"):
 		return api.Moved{}, nothing
 	}
@@ -304,22 +315,32 @@ func (a *Agent) Undo(ctx context.Context, volume, branch, by string) (api.Moved,
 
 // moveTip moves a branch's name and leaves its content alone.
 func (a *Agent) moveTip(ctx context.Context, h *head, to, by, note string) (api.Moved, error) {
-	const op = "undo"
+	m, err := a.noteTip(ctx, h, "undo", to, api.Tip{Op: repo.OpUndo, By: by, Note: note})
+	m.Note = note + "; the content stays as it is"
+	return m, err
+}
+
+// noteTip notes something in a branch's reflog and moves its tip; the drop of a
+// stash leaves that where it is.
+func (a *Agent) noteTip(ctx context.Context, h *head, op, to string, tip api.Tip) (api.Moved, error) {
 	h.mounting.Lock()
 	defer h.mounting.Unlock()
 	x, err := h.begin(op)
 	if err != nil {
 		return api.Moved{}, err
 	}
+	if tip.Op == repo.OpDrop {
+		to = x.rec.Commit
+	}
+	tip.At = a.deps.Now().UTC()
 	after, err := a.deps.Ledger.Change(ctx, h.key.volume, ledger.Change{Advance: &ledger.Advance{
-		Branch: h.key.branch, Node: a.cfg.Node, Epoch: x.rec.Epoch, From: x.rec.Commit, To: to,
-		Tip: api.Tip{Op: repo.OpUndo, By: by, At: a.deps.Now().UTC(), Note: note},
+		Branch: h.key.branch, Node: a.cfg.Node, Epoch: x.rec.Epoch, From: x.rec.Commit, To: to, Tip: tip,
 	}})
 	if err != nil {
 		return api.Moved{}, err
 	}
 	a.take(after, true)
-	return api.Moved{Volume: after.Name, Branch: h.key.branch, Op: op, From: x.rec.Commit, To: to, Note: note + "; the content stays as it is"}, nil
+	return api.Moved{Volume: after.Name, Branch: h.key.branch, Op: op, From: x.rec.Commit, To: to}, nil
 }
 
 // Tag names a commit that this node knows.

@@ -458,8 +458,13 @@ func (a *Agent) Stash(ctx context.Context, volume string, r api.StashChanges, by
 	if err != nil {
 		return api.Moved{}, err
 	}
-	if r.Pop {
+	switch {
+	case r.Pop && r.Drop:
+		return api.Moved{}, &api.Error{Kind: api.Invalid, Op: op, Object: v.Name + "@" + r.Branch, Reason: "a stash is taken back or dropped, not both"}
+	case r.Pop:
 		return a.pop(ctx, h, v, rec, r, by)
+	case r.Drop:
+		return a.dropStash(ctx, h, r, by)
 	}
 	if rec.Commit == "" {
 		return api.Moved{}, &api.Error{Kind: api.Invalid, Op: op, Object: v.Name + "@" + r.Branch, Reason: "it has no commit to go back to", Next: "drover commit " + v.Name + " -m … makes the first"}
@@ -483,15 +488,10 @@ func (a *Agent) Stash(ctx context.Context, volume string, r api.StashChanges, by
 
 func (a *Agent) pop(ctx context.Context, h *head, v api.Volume, rec api.Head, r api.StashChanges, by string) (api.Moved, error) {
 	const op = "take a stash back"
-	list, err := a.Stashes(ctx, v.ID, r.Branch)
+	s, err := a.findStash(ctx, op, v, r)
 	if err != nil {
 		return api.Moved{}, err
 	}
-	i := slices.IndexFunc(list, func(c api.Commit) bool { return strings.HasPrefix(c.ID, r.Stash) })
-	if i < 0 {
-		return api.Moved{}, &api.Error{Kind: api.NotFound, Op: op, Object: v.Name + "@" + r.Branch, Reason: "there is no such stash", Next: "drover stash list " + v.Name + " shows them"}
-	}
-	s := list[i]
 	if base := slices.Concat(s.Parents, []string{""})[0]; base != rec.Commit {
 		return api.Moved{}, &api.Error{Kind: api.Conflict, Op: op, Object: short(s.ID), Reason: "it was made on commit " + orNothing(base) + ", and the branch is at " + orNothing(rec.Commit) + ": taking it back would undo what was committed in between", Next: "look at it as a branch of its own: drover branch " + v.Name + " NAME " + short(s.ID)}
 	}
@@ -505,6 +505,31 @@ func (a *Agent) pop(ctx context.Context, h *head, v api.Volume, rec api.Head, r 
 		return workJournal{Kind: plan.WorkReset, Op: repo.OpPop, To: rec.Commit, Seed: s.ID, By: by, Note: s.ID}, nil
 	})
 	return h.moved(w), err
+}
+
+func (a *Agent) findStash(ctx context.Context, op string, v api.Volume, r api.StashChanges) (api.Commit, error) {
+	list, err := a.Stashes(ctx, v.ID, r.Branch)
+	if err != nil {
+		return api.Commit{}, err
+	}
+	i := slices.IndexFunc(list, func(c api.Commit) bool { return strings.HasPrefix(c.ID, r.Stash) })
+	if i < 0 {
+		return api.Commit{}, &api.Error{Kind: api.NotFound, Op: op, Object: v.Name + "@" + r.Branch, Reason: "there is no such stash", Next: "drover stash list " + v.Name + " shows them"}
+	}
+	return list[i], nil
+}
+
+// dropStash forgets a stash: nothing but the reflog reaches it, which says from
+// now on that it went.
+func (a *Agent) dropStash(ctx context.Context, h *head, r api.StashChanges, by string) (api.Moved, error) {
+	const op = repo.OpDrop
+	s, err := a.findStash(ctx, op, h.volume(), r)
+	if err != nil {
+		return api.Moved{}, err
+	}
+	m, err := a.noteTip(ctx, h, op, "", api.Tip{Op: repo.OpDrop, By: by, Note: s.ID})
+	m.Note = "stash " + short(s.ID) + ", made " + s.Time.UTC().Format(time.DateTime) + " UTC; drover undo brings it back until its space is freed"
+	return m, err
 }
 
 // Stashes lists a branch's stashes, newest first.

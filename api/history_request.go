@@ -92,7 +92,8 @@ type StashChanges struct {
 	Branch  string `json:"branch,omitempty" doc:"empty is the current branch"`
 	Message string `json:"message,omitempty"`
 	Pop     bool   `json:"pop,omitempty" doc:"take back what was put aside instead"`
-	Stash   string `json:"stash,omitempty" doc:"which to take back: its id or the beginning of it; empty is the newest"`
+	Drop    bool   `json:"drop,omitempty" doc:"forget the stash instead, so that its space can be freed"`
+	Stash   string `json:"stash,omitempty" doc:"which to take back or to drop: its id or the beginning of it; empty is the newest"`
 }
 
 // UndoLast is a user's wish that the last move of a branch's tip is taken back.

@@ -123,6 +123,27 @@ func historyGoesBack(t *testing.T, w *world) {
 		w.run(h, "drover", "undo", "pg")
 		w.answers(h, "db")
 		w.equal(count("db"), "1001")
+		var list []api.Commit
+		stashes := func() int {
+			if err := json.Unmarshal([]byte(w.run(h, "drover", "stash", "list", "pg", "-o", "json")), &list); err != nil {
+				t.Fatal(err)
+			}
+			return len(list)
+		}
+		n := stashes()
+		if n == 0 {
+			t.Fatal("there is no stash")
+		}
+		w.run(h, "drover", "stash", "drop", "pg", list[0].ID)
+		if now := stashes(); now != n-1 {
+			t.Errorf("%d stashes after one of %d was dropped", now, n)
+		}
+		w.run(h, "drover", "undo", "pg")
+		if now := stashes(); now != n {
+			t.Errorf("%d stashes after the drop was undone, there were %d", now, n)
+		}
+		w.refused(h, []string{"nothing of it can be undone"}, "drover", "undo", "pg")
+		w.equal(count("db"), "1001")
 		if out := w.run(h, "drover", "reflog", "pg"); !strings.Contains(out, "of reset") || !strings.Contains(out, "kept") {
 			t.Error(out)
 		}

@@ -5,6 +5,7 @@ import (
 	"compress/flate"
 	"encoding/json"
 	"io"
+	"strings"
 
 	"github.com/drover-data/drover/api"
 )
@@ -151,6 +152,8 @@ const (
 	// OpRevertFile leaves the tip where it is, and is there to be undone.
 	OpRevertFile = "revert-file"
 	OpClone      = "clone"
+	// OpDrop leaves the tip where it is; its note names the stash that went.
+	OpDrop = "stash drop"
 )
 
 // Subject is a message's first line, cut to what fits a line.
@@ -169,9 +172,10 @@ func Subject(message string) string {
 // Named lists the commits that a reflog names.
 func Named(log []api.RefLogEntry) []string {
 	var out []string
+	dropped := DroppedStashes(log)
 	for _, e := range log {
 		for _, id := range []string{e.To, e.From, e.Kept} {
-			if id != "" {
+			if id != "" && !dropped[id] {
 				out = append(out, id)
 			}
 		}
@@ -179,9 +183,26 @@ func Named(log []api.RefLogEntry) []string {
 	return out
 }
 
+// DroppedStashes are the stashes that were dropped, and not brought back since.
+func DroppedStashes(log []api.RefLogEntry) map[string]bool {
+	dropped := map[string]bool{}
+	for _, e := range log {
+		if id, back := strings.CutPrefix(e.Note, UndoneDrop); back && e.Op == OpUndo {
+			delete(dropped, id)
+		}
+		if e.Op == OpDrop {
+			dropped[e.Note] = true
+		}
+	}
+	return dropped
+}
+
+// UndoneDrop begins the note of an undo that brought a stash back.
+const UndoneDrop = "of " + OpDrop + " "
+
 // Stashes lists what a reflog says was kept and not taken back, newest first.
 func Stashes(log []api.RefLogEntry) []string {
-	popped := map[string]bool{}
+	popped := DroppedStashes(log)
 	var out []string
 	for i := len(log) - 1; i >= 0; i-- {
 		e := log[i]

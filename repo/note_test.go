@@ -146,6 +146,17 @@ func TestStashes(t *testing.T) {
 	if got := Stashes(log); !slices.Equal(got, []string{"c", "b"}) {
 		t.Error(got)
 	}
+	log = append(log, api.RefLogEntry{Tip: api.Tip{Op: OpDrop, Note: "b"}})
+	if got := Stashes(log); !slices.Equal(got, []string{"c"}) {
+		t.Errorf("after a drop: %v", got)
+	}
+	if slices.Contains(Named(log), "b") {
+		t.Error("a stash that was dropped is still named")
+	}
+	log = append(log, api.RefLogEntry{Tip: api.Tip{Op: OpUndo, Note: UndoneDrop + "b"}})
+	if got := Stashes(log); !slices.Equal(got, []string{"c", "b"}) || !slices.Contains(Named(log), "b") {
+		t.Errorf("after that was undone: %v", got)
+	}
 	if got := Subject("one\ntwo"); got != "one" {
 		t.Error(got)
 	}

@@ -322,23 +322,28 @@ branch back to that commit. The containers that use it are stopped meanwhile.`,
 	}
 	t.flags(c)
 	c.Flags().StringVarP(&message, "message", "m", "", "what it is")
+	named := func(c *cobra.Command, in api.StashChanges, args []string) error {
+		volume, branch, err := volumeAt(args[0])
+		if err != nil {
+			return err
+		}
+		in.Branch = branch
+		if len(args) == 2 {
+			if !api.IsCommitPrefix(args[1]) {
+				return &api.Error{Kind: api.Invalid, Op: "find a stash", Object: args[1], Reason: "not the beginning of an id", Next: "drover stash list " + volume + " shows them"}
+			}
+			in.Stash = args[1]
+		}
+		return moved(t, c, volumePath(volume, "/stash"), in)
+	}
 	c.AddCommand(&cobra.Command{
 		Use: "pop VOLUME[@BRANCH] [STASH]", Short: "Take the newest stash back, or the one that is named", Args: cobra.RangeArgs(1, 2),
 		Example: "  drover stash pop pg\n  drover stash pop pg@feature 1a2b3c4d",
-		RunE: func(c *cobra.Command, args []string) error {
-			volume, branch, err := volumeAt(args[0])
-			if err != nil {
-				return err
-			}
-			in := api.StashChanges{Branch: branch, Pop: true}
-			if len(args) == 2 {
-				if !api.IsCommitPrefix(args[1]) {
-					return &api.Error{Kind: api.Invalid, Op: "take a stash back", Object: args[1], Reason: "not the beginning of an id", Next: "drover stash list " + volume + " shows them"}
-				}
-				in.Stash = args[1]
-			}
-			return moved(t, c, volumePath(volume, "/stash"), in)
-		},
+		RunE:    func(c *cobra.Command, args []string) error { return named(c, api.StashChanges{Pop: true}, args) },
+	}, &cobra.Command{
+		Use: "drop VOLUME[@BRANCH] STASH", Short: "Forget a stash, so that its space can be freed", Args: cobra.ExactArgs(2),
+		Example: "  drover stash drop pg 1a2b3c4d",
+		RunE:    func(c *cobra.Command, args []string) error { return named(c, api.StashChanges{Drop: true}, args) },
 	}, &cobra.Command{
 		Use: "list VOLUME[@BRANCH]", Short: "List what was put aside, the newest first", Args: cobra.ExactArgs(1),
 		Example: "  drover stash list pg",
