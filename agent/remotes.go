@@ -19,8 +19,6 @@ import (
 type Remotes interface {
 	// Open opens a remote by its URL.
 	Open(ctx context.Context, url string) (remote.Store, error)
-	// Key gives a key of this node by its id; "" is none.
-	Key(id string) (exchange.Key, error)
 }
 
 // commits is what a volume has here, for package exchange.
@@ -70,17 +68,19 @@ func remoteOf(v api.Volume, name string) (string, api.Remote, error) {
 }
 
 // openRemote opens a volume's remote for an exchange.
-func (a *Agent) openRemote(ctx context.Context, volume string, r api.Remote, tell func(exchange.Progress)) (*exchange.Remote, error) {
-	store, err := a.deps.Remotes.Open(ctx, r.URL)
+func (a *Agent) openRemote(ctx context.Context, v api.Volume, r api.Remote, tell func(exchange.Progress)) (*exchange.Remote, error) {
+	x, err := a.lookAt(ctx, v, r)
 	if err != nil {
 		return nil, err
 	}
-	key, err := a.deps.Remotes.Key(r.Key)
-	if err != nil {
-		_ = store.Close()
-		return nil, err
+	x.Progress = tell
+	if r.Key != "" {
+		if x.Key, err = a.obtain(ctx, v, r.Key); err != nil {
+			_ = x.Store.Close()
+			return nil, err
+		}
 	}
-	return &exchange.Remote{Store: store, Cache: a.remoteCache(volume), Key: key, Now: a.deps.Now, Progress: tell}, nil
+	return x, nil
 }
 
 // remoteCache is where indexes and digests of a volume are kept between exchanges.
@@ -88,21 +88,27 @@ func (a *Agent) remoteCache(volume string) string {
 	return filepath.Join(a.cfg.DataDir, "agent", "remotes", volume)
 }
 
-// SetRemote names a remote after it has answered.
+// SetRemote names a remote after it has answered, and its keys are here.
 func (a *Agent) SetRemote(ctx context.Context, volume string, r api.NameRemote) (api.Volume, error) {
-	store, err := a.deps.Remotes.Open(ctx, r.URL)
+	v, known := a.record(volume)
+	if !known {
+		return api.Volume{}, notHere(a.cfg.Node, volume)
+	}
+	x, err := a.lookAt(ctx, v, api.Remote{URL: r.URL})
 	if err != nil {
 		return api.Volume{}, err
 	}
-	defer store.Close()
-	if err := store.Check(ctx, true); err != nil {
+	defer x.Store.Close()
+	if err := x.Store.Check(ctx, true); err != nil {
 		return api.Volume{}, err
 	}
-	if _, err := a.deps.Remotes.Key(r.Key); err != nil {
+	key, old, err := a.settleKey(ctx, x, v, r.Key, r.Open)
+	if err != nil {
 		return api.Volume{}, err
 	}
 	// What the store says of itself has no secrets in it.
-	return a.deps.Ledger.Change(ctx, volume, ledger.Change{Remote: &ledger.SetRemote{Name: r.Name, Remote: &api.Remote{URL: store.Info().URL, Key: r.Key}, Replace: r.Replace}})
+	to := &api.Remote{URL: x.Store.Info().URL, Key: key, Old: old}
+	return a.deps.Ledger.Change(ctx, volume, ledger.Change{Remote: &ledger.SetRemote{Name: r.Name, Remote: to, Replace: r.Replace}})
 }
 
 // Push begins to bring a branch's commits to a remote.
@@ -142,7 +148,7 @@ func (a *Agent) Push(_ context.Context, volume string, r api.StartPush, by strin
 }
 
 func (a *Agent) push(ctx context.Context, v api.Volume, rec api.Head, r api.StartPush, name string, to api.Remote, tell func(exchange.Progress)) (*api.Synced, error) {
-	x, err := a.openRemote(ctx, v.ID, to, tell)
+	x, err := a.openRemote(ctx, v, to, tell)
 	if err != nil {
 		return nil, err
 	}
@@ -208,7 +214,7 @@ func (a *Agent) Fetch(_ context.Context, volume string, r api.StartFetch, by str
 
 // bring brings the tip of a remote's branch into a pool.
 func (a *Agent) bring(ctx context.Context, v api.Volume, pool string, r api.StartFetch, name string, from api.Remote, tell func(exchange.Progress)) (api.Commit, repo.Graph, error) {
-	x, err := a.openRemote(ctx, v.ID, from, tell)
+	x, err := a.openRemote(ctx, v, from, tell)
 	if err != nil {
 		return api.Commit{}, nil, err
 	}
@@ -315,7 +321,11 @@ func (a *Agent) clone(ctx context.Context, r api.CloneVolume, pool, by string, t
 		delete(a.cloning, id)
 		a.mu.Unlock()
 	}()
-	x, err := a.openRemote(ctx, id, api.Remote{URL: r.URL, Key: r.Key}, tell)
+	from, err := a.unlockRemote(ctx, id, r)
+	if err != nil {
+		return nil, err
+	}
+	x, err := a.openRemote(ctx, api.Volume{ID: id}, from, tell)
 	if err != nil {
 		return nil, err
 	}
@@ -328,7 +338,7 @@ func (a *Agent) clone(ctx context.Context, r api.CloneVolume, pool, by string, t
 	v, err := a.deps.Ledger.Create(ctx, ledger.Create{
 		ID: id, Name: r.Name, Size: r.Size, Node: a.cfg.Node, Pool: pool, Seed: tip.ID, Commit: tip.ID, Branch: r.Branch,
 		Tip:     &api.Tip{Op: repo.OpClone, By: by, At: a.deps.Now().UTC(), Note: "from " + x.Store.Info().URL},
-		Remotes: map[string]api.Remote{"origin": {URL: x.Store.Info().URL, Key: r.Key}},
+		Remotes: map[string]api.Remote{"origin": from},
 	})
 	if err != nil {
 		return nil, err
@@ -338,6 +348,17 @@ func (a *Agent) clone(ctx context.Context, r api.CloneVolume, pool, by string, t
 		return nil, err
 	}
 	return &api.Synced{Relation: string(repo.FastForward), Branch: r.Branch, To: tip.ID, Commits: []string{tip.ID}, Volume: v.Name}, a.ready(ctx, id, r.Branch, branchWait)
+}
+
+// unlockRemote brings the keys here that cloning a remote takes.
+func (a *Agent) unlockRemote(ctx context.Context, id string, r api.CloneVolume) (api.Remote, error) {
+	x, err := a.lookAt(ctx, api.Volume{ID: id}, api.Remote{URL: r.URL})
+	if err != nil {
+		return api.Remote{}, err
+	}
+	defer x.Store.Close()
+	key, old, err := a.settleKey(ctx, x, api.Volume{ID: id}, r.Key, r.Open)
+	return api.Remote{URL: x.Store.Info().URL, Key: key, Old: old}, err
 }
 
 // Verify begins to read a commit of a remote back.
@@ -360,7 +381,7 @@ func (a *Agent) Verify(_ context.Context, volume, remoteName, branch, by string)
 
 // readBack reads all of a remote's branch and checks it.
 func (a *Agent) readBack(ctx context.Context, v api.Volume, from api.Remote, branch string, tell func(exchange.Progress)) (*api.Synced, error) {
-	x, err := a.openRemote(ctx, v.ID, from, tell)
+	x, err := a.openRemote(ctx, v, from, tell)
 	if err != nil {
 		return nil, err
 	}
@@ -385,7 +406,7 @@ func (a *Agent) LsRemote(ctx context.Context, volume, remoteName string) ([]api.
 	if err != nil {
 		return nil, err
 	}
-	x, err := a.openRemote(ctx, v.ID, from, nil)
+	x, err := a.openRemote(ctx, v, from, nil)
 	if err != nil {
 		return nil, err
 	}

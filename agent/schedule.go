@@ -43,25 +43,7 @@ func (a *Agent) followSchedules(ctx context.Context) {
 
 // scheduled lists the volumes with schedules, by name, that this node knows.
 func (a *Agent) scheduled() []api.Volume {
-	seen := map[string]api.Volume{}
-	a.mu.Lock()
-	for key, h := range a.heads {
-		if v, fresh, _ := h.state(); fresh && v.Deleted == nil && len(v.Schedules) > 0 {
-			seen[key.volume] = v
-		}
-	}
-	a.mu.Unlock()
-	return slices.SortedFunc(maps.Values(seen), func(x, y api.Volume) int { return compareNames(x.Name, y.Name) })
-}
-
-func compareNames(x, y string) int {
-	switch {
-	case x < y:
-		return -1
-	case x > y:
-		return 1
-	}
-	return 0
+	return a.volumesHere(func(v api.Volume, fresh bool) bool { return fresh && len(v.Schedules) > 0 })
 }
 
 // ran is what is remembered of a schedule on this node.

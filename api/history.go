@@ -78,6 +78,8 @@ type Remote struct {
 	URL string `json:"url" doc:"registry.example.com/team/pg, s3://bucket/prefix, file:///path or hub://host/team/pg"`
 	// Key is the id of the key that seals what is pushed; empty: in clear.
 	Key string `json:"key,omitempty"`
+	// Old are ids of keys that it had before, for reading what they sealed.
+	Old []string `json:"old,omitempty"`
 }
 
 // Hook prepares an application so that a commit is consistent for it.
@@ -126,6 +128,7 @@ const (
 	MaxBranches = 1000
 	MaxTags     = 1000
 	MaxRemotes  = 32
+	MaxOldKeys  = 64 // of a remote
 	MaxDropped  = 32
 	MaxMessage  = 16 << 10 // bytes
 )

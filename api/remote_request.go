@@ -4,10 +4,12 @@ import "time"
 
 // NameRemote is a user's wish for a name of a place that keeps commits.
 type NameRemote struct {
-	Name    string `json:"name"`
-	URL     string `json:"url" doc:"registry.example.com/team/pg, s3://bucket/prefix, file:///path or hub://host/team/pg"`
-	Key     string `json:"key,omitempty" doc:"id of the key that seals what is pushed; empty: in clear"`
-	Replace bool   `json:"replace,omitempty" doc:"point a name that is there elsewhere"`
+	Name string `json:"name"`
+	URL  string `json:"url" doc:"registry.example.com/team/pg, s3://bucket/prefix, file:///path or hub://host/team/pg"`
+	Key  string `json:"key,omitempty" doc:"id of the key that seals what is pushed; empty: the one that what is there is sealed with, otherwise in clear"`
+	// Open opens the keys of a remote that is sealed already.
+	Open    OpenKey `json:"open,omitzero"`
+	Replace bool    `json:"replace,omitempty" doc:"point a name that is there elsewhere"`
 }
 
 // StartPush is a user's wish that a branch's commits go to a remote.
@@ -35,14 +37,16 @@ type StartFetch struct {
 
 // CloneVolume is a user's wish for a volume that begins as a branch of a remote.
 type CloneVolume struct {
-	URL       string `json:"url"`
-	Key       string `json:"key,omitempty"`
-	Name      string `json:"name"`
-	Branch    string `json:"branch,omitempty" doc:"of the remote; empty is main"`
-	Node      string `json:"node,omitempty" doc:"where it is made; empty is the node that is asked"`
-	Pool      string `json:"pool,omitempty" doc:"pool on that node; empty is its default"`
-	Size      int64  `json:"size,omitempty" doc:"limit in bytes; 0 is none"`
-	AllowLoss bool   `json:"allowLoss,omitempty"`
+	URL string `json:"url"`
+	Key string `json:"key,omitempty" doc:"id of the key that seals what is pushed; empty: the one that what is there is sealed with"`
+	// Open opens the keys of a remote that is sealed.
+	Open      OpenKey `json:"open,omitzero"`
+	Name      string  `json:"name"`
+	Branch    string  `json:"branch,omitempty" doc:"of the remote; empty is main"`
+	Node      string  `json:"node,omitempty" doc:"where it is made; empty is the node that is asked"`
+	Pool      string  `json:"pool,omitempty" doc:"pool on that node; empty is its default"`
+	Size      int64   `json:"size,omitempty" doc:"limit in bytes; 0 is none"`
+	AllowLoss bool    `json:"allowLoss,omitempty"`
 }
 
 // Job is something that takes a while, as the node tells that does it. It

@@ -46,7 +46,7 @@ const readers = 8
 // List reads names and records, no data.
 func (r *Remote) List(ctx context.Context) (Listing, error) {
 	out := Listing{Branches: []Named{}, Tags: []Named{}, Commits: []Listed{}, Damaged: map[string]string{}}
-	refs, err := r.refs(ctx)
+	refs, err := r.refs(ctx, "")
 	if err != nil {
 		return out, err
 	}
@@ -98,9 +98,9 @@ func whole(ref remote.Ref, name string) string {
 	return name
 }
 
-// refs lists all names with their digests.
-func (r *Remote) refs(ctx context.Context) ([]remote.Ref, error) {
-	refs, err := r.Store.Refs(ctx, "")
+// refs lists the names that begin with prefix, with their digests.
+func (r *Remote) refs(ctx context.Context, prefix string) ([]remote.Ref, error) {
+	refs, err := r.Store.Refs(ctx, prefix)
 	if err != nil {
 		return nil, err
 	}
@@ -158,10 +158,8 @@ func (r *Remote) stored(ctx context.Context, refs []remote.Ref) ([]found, error)
 		}
 		started[d] = true
 		g.Go(func() error {
-			s, err := r.Load(reading, d)
+			s, err := unopened(r.Load(reading, d))
 			switch {
-			case api.Is(err, api.Denied) && s != nil && s.Record.Key != "":
-				err = nil // sealed with a key that is not here
 			case api.Is(err, api.Invalid):
 				s, err = nil, nil
 			case err != nil && !api.Is(err, api.Damaged) && !api.Is(err, api.NotFound):

@@ -51,7 +51,7 @@ func (r *Remote) Prune(ctx context.Context, p Prune) (out Pruned, err error) {
 		run.alive = r.Now()
 		defer func() { _ = run.collection.End(context.WithoutCancel(ctx)) }()
 	}
-	refs, err := r.refs(ctx)
+	refs, err := r.refs(ctx, "")
 	if err != nil {
 		return out, err
 	}

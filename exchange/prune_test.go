@@ -15,6 +15,7 @@ import (
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/remote"
+	"github.com/drover-data/drover/repo"
 	"github.com/drover-data/drover/storage"
 )
 
@@ -176,6 +177,9 @@ func TestKeysChange(t *testing.T) {
 	if _, err := young.Find(ctx, ids[1]); !api.Is(err, api.Denied) || !strings.Contains(err.Error(), keys[0].ID()) {
 		t.Errorf("%v", err)
 	}
+	if id, err := young.SealedWith(ctx); err != nil || id != keys[1].ID() {
+		t.Errorf("sealed with %q, %v", id, err)
+	}
 	stored, err := young.StoredKeys(ctx)
 	must(t, err)
 	if !slices.Equal(stored, []string{keys[0].ID()}) {
@@ -192,7 +196,7 @@ func TestKeysChange(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	// Wrapped anew; a retention without any key keeps it and all branches.
-	wrapped, err = WrapKey(secrets[0], nil, "another")
+	wrapped, err = WrapKey(secrets[0], nil, "another passphrase")
 	must(t, err)
 	must(t, r.StoreKey(ctx, keys[0], wrapped))
 	nobody := at(dir, nil)
@@ -209,10 +213,43 @@ func TestKeysChange(t *testing.T) {
 	}
 	got, err = young.WrappedKey(ctx, keys[0].ID())
 	must(t, err)
-	if _, err = UnwrapKey(got, "", "another"); err != nil {
+	if _, err = UnwrapKey(got, "", "another passphrase"); err != nil {
 		t.Error(err)
 	}
 	if have := allWholeBut(t, r); !slices.Equal(have, ids[2:]) {
 		t.Errorf("%v", have)
+	}
+	must(t, nobody.RemoveKey(ctx, keys[0].ID()))
+	must(t, nobody.RemoveKey(ctx, keys[0].ID()))
+	if _, err := young.WrappedKey(ctx, keys[0].ID()); !api.Is(err, api.NotFound) {
+		t.Errorf("%v", err)
+	}
+}
+
+// Whoever has lost a key goes on with another: what is sealed with the lost one
+// still has its ids and parents.
+func TestPushOverALostKey(t *testing.T) {
+	dir := t.TempDir()
+	p := newPool(filepath.Join(dir, "pool"))
+	ids := chain(t, p, 3)
+	ctx := context.Background()
+	r := at(dir, nil)
+	for i, id := range ids {
+		k, err := NewKey(bytes.Repeat([]byte{byte(i)}, KeySize))
+		must(t, err)
+		r.Key = k
+		out, err := r.Push(ctx, p, Push{Branch: "main", Tip: id, Graph: p.commits})
+		must(t, err)
+		if out.Relation != repo.FastForward {
+			t.Errorf("%+v", out)
+		}
+	}
+	s, err := r.Find(ctx, ids[2])
+	must(t, err)
+	must(t, r.Verify(ctx, s))
+	g, err := r.History(ctx, nil, s)
+	must(t, err)
+	if len(g) != 3 {
+		t.Errorf("%d commits are known of three", len(g))
 	}
 }

@@ -20,12 +20,13 @@ import (
 func remoteCommand(t *talk) *cobra.Command {
 	c := &cobra.Command{Use: "remote", Short: "Places outside the cluster that keep a volume's commits"}
 	t.flags(c)
-	c.AddCommand(remoteAdd(t, "add", false), remoteAdd(t, "set-url", true), remoteList(t), remoteRemove(t))
+	c.AddCommand(remoteAdd(t, "add", false), remoteAdd(t, "set-url", true), remoteList(t), remoteRemove(t), remoteKeyCommand(t))
 	return c
 }
 
 func remoteAdd(t *talk, verb string, replace bool) *cobra.Command {
 	in := api.NameRemote{Replace: replace}
+	var open openFlags
 	c := &cobra.Command{
 		Use:   verb + " VOLUME NAME URL",
 		Short: map[bool]string{false: "Name a place that keeps commits", true: "Point a name to another place"}[replace],
@@ -37,21 +38,34 @@ func remoteAdd(t *talk, verb string, replace bool) *cobra.Command {
                                  Amazon's; credentials from the usual AWS variables
                                  and files of the volume's node
   file:///path                   a directory of the volume's node
-  hub://host/team/pg             a Drover hub`,
+  hub://host/team/pg             a Drover hub
+
+What is pushed to a remote that is sealed already is sealed with its key: say what
+opens it, unless the volume's node has it. A remote that is new is sealed from
+drover remote key new on.`,
 		Example: "  drover remote " + verb + " pg origin registry.example.com/team/pg\n  drover remote " + verb + " pg backup 's3://backups/pg?region=eu-central-1'",
 		Args:    cobra.ExactArgs(3),
-		RunE: func(c *cobra.Command, args []string) error {
+		RunE: func(c *cobra.Command, args []string) (err error) {
 			in.Name, in.URL = args[1], args[2]
+			if in.Open, err = open.read(); err != nil {
+				return err
+			}
 			var v api.Volume
 			if err := t.do(c.Context(), http.MethodPost, volumePath(args[0], "/remotes"), in, &v); err != nil {
 				return err
 			}
 			return t.print(c.OutOrStdout(), v.Remotes[in.Name], func(w *tabwriter.Writer) {
-				fmt.Fprintf(w, "%s of %s is %s\n", in.Name, v.Name, v.Remotes[in.Name].URL)
+				r := v.Remotes[in.Name]
+				sealed := "in clear"
+				if r.Key != "" {
+					sealed = "sealed with key " + r.Key
+				}
+				fmt.Fprintf(w, "%s of %s is %s, %s\n", in.Name, v.Name, r.URL, sealed)
 			})
 		},
 	}
-	c.Flags().StringVar(&in.Key, "key", "", "id of the key that seals what is pushed")
+	c.Flags().StringVar(&in.Key, "key", "", "id of the key that seals what is pushed, one that the volume's node has (default: the one that what is there is sealed with)")
+	open.flags(c.Flags())
 	return c
 }
 
@@ -206,16 +220,20 @@ committed is kept in a stash, and drover undo takes all of it back.`
 
 func cloneCommand(t *talk) *cobra.Command {
 	var in api.CloneVolume
+	var open openFlags
 	var size string
 	var noWait bool
 	c := &cobra.Command{
 		Use:     "clone URL NAME",
 		Short:   "Make a volume from a branch of a remote",
-		Example: "  drover clone registry.example.com/team/pg pg\n  drover clone 's3://backups/pg' pg-restored --branch main --node host2",
+		Example: "  drover clone registry.example.com/team/pg pg\n  drover clone 's3://backups/pg' pg-restored --branch main --node host2\n  drover clone registry.example.com/team/pg pg --passphrase-file /root/pg.pass",
 		Args:    cobra.ExactArgs(2),
 		RunE: func(c *cobra.Command, args []string) (err error) {
 			in.URL, in.Name = args[0], args[1]
 			if in.Size, err = parseSize(size); err != nil {
+				return err
+			}
+			if in.Open, err = open.read(); err != nil {
 				return err
 			}
 			return t.run(c, "/v1/clone", in, noWait)
@@ -227,7 +245,8 @@ func cloneCommand(t *talk) *cobra.Command {
 	f.StringVar(&in.Node, "node", "", "node that it is made on (default: this one)")
 	f.StringVar(&in.Pool, "pool", "", "pool on the node (default: its default pool)")
 	f.StringVar(&size, "size", "", "limit, as in 10G (default: none)")
-	f.StringVar(&in.Key, "key", "", "id of the key that opens what the remote keeps")
+	f.StringVar(&in.Key, "key", "", "id of the key that seals what is pushed (default: the one that what is there is sealed with)")
+	open.flags(f)
 	f.BoolVar(&in.AllowLoss, "allow-loss", false, "take what the pool cannot keep; it is stored beside the data")
 	f.BoolVar(&noWait, "no-wait", false, "return once it has begun")
 	return c
