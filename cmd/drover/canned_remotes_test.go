@@ -1,0 +1,91 @@
+package main
+
+import (
+	"encoding/json"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/drover-data/drover/api"
+)
+
+const (
+	keyNow = "0123456789abcdef"
+	keyOld = "fedcba9876543210"
+)
+
+// cannedRemotes is what the agent of the scripts says of remotes. pg has origin,
+// which is sealed, opened by "open sesame, please".
+func cannedRemotes(mux *http.ServeMux, at time.Time) {
+	fail := func(w http.ResponseWriter, status int, e api.Error) {
+		w.WriteHeader(status)
+		_ = json.NewEncoder(w).Encode(e)
+	}
+	give := func(w http.ResponseWriter, v any) { _ = json.NewEncoder(w).Encode(v) }
+	keys := []api.RemoteKey{
+		{ID: keyNow, Use: "current", Here: true, Wrapped: "passphrase"},
+		{ID: keyOld, Use: "old", Fault: "use key " + keyOld + ": its file has 31 bytes, a key has 32"},
+	}
+	const path = "/v1/volumes/pg/remotes/{remote}/keys"
+	mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
+		if r.PathValue("remote") == "clear" {
+			give(w, []api.RemoteKey{})
+			return
+		}
+		give(w, keys)
+	})
+	made := func(w http.ResponseWriter, r *http.Request) {
+		var in api.SealKey
+		_ = json.NewDecoder(r.Body).Decode(&in)
+		k := api.RemoteKey{ID: keyNow, Use: "current", Here: true, Wrapped: "passphrase"}
+		switch {
+		case len(in.Recipients) > 0:
+			k.Wrapped = "age identity"
+		case in.Passphrase != "open sesame, please":
+			fail(w, http.StatusBadRequest, api.Error{Kind: api.Invalid, Op: "wrap key", Reason: "a passphrase of fewer than 12 characters can be guessed"})
+			return
+		}
+		if in.Rotate {
+			k.Warning = "what was pushed before stays sealed with the key " + keyOld + " until retention drops it: keep that too"
+		}
+		give(w, k)
+	}
+	mux.HandleFunc("POST "+path, made)
+	mux.HandleFunc("POST "+path+"/wrap", made)
+	mux.HandleFunc("POST "+path+"/unlock", func(w http.ResponseWriter, r *http.Request) {
+		var in api.OpenKey
+		_ = json.NewDecoder(r.Body).Decode(&in)
+		if in.Passphrase != "open sesame, please" && in.Identity == "" && !strings.Contains(in.Copy, "DROVER-REMOTE-KEY-1") {
+			fail(w, http.StatusUnauthorized, api.Error{Kind: api.Unauthenticated, Op: "open key", Object: keyNow, Reason: "the passphrase is wrong"})
+			return
+		}
+		give(w, keys)
+	})
+	mux.HandleFunc("POST "+path+"/export", func(w http.ResponseWriter, r *http.Request) {
+		id := r.URL.Query().Get("key")
+		if id == "" {
+			id = keyNow
+		}
+		give(w, api.KeyCopy{ID: id, Volume: "pg", Remote: "origin", URL: "s3://backups/pg", Copy: "DROVER-REMOTE-KEY-1 " + id + " AAAA-BBBB"})
+	})
+	mux.HandleFunc("DELETE "+path+"/{key}", func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Get("force") == "" {
+			fail(w, http.StatusConflict, api.Error{Kind: api.InUse, Op: "remove key", Object: r.PathValue("key"), Reason: "3 commits at origin are sealed with it: nobody could read them any more"})
+			return
+		}
+		give(w, struct{}{})
+	})
+	mux.HandleFunc("POST /v1/volumes/pg/remotes", func(w http.ResponseWriter, r *http.Request) {
+		var in api.NameRemote
+		_ = json.NewDecoder(r.Body).Decode(&in)
+		to := api.Remote{URL: in.URL}
+		if strings.Contains(in.URL, "sealed") {
+			if in.Open == (api.OpenKey{}) {
+				fail(w, http.StatusForbidden, api.Error{Kind: api.Denied, Op: "use remote", Object: in.URL, Reason: "it is sealed with the key " + keyNow + ", which n1 does not have; the remote keeps it wrapped with a passphrase", Next: "give --passphrase-file, or --recovery-file"})
+				return
+			}
+			to.Key = keyNow
+		}
+		give(w, api.Volume{Name: "pg", Remotes: map[string]api.Remote{in.Name: to}})
+	})
+}
