@@ -407,7 +407,7 @@ func (a *Agent) RemoveKey(ctx context.Context, volume, name, id string, force bo
 		return &api.Error{Kind: api.NotFound, Op: op, Object: id, Reason: "it is no key of " + s.name, Next: "drover remote key ls " + s.v.Name + " " + s.name + " shows those it has"}
 	}
 	if !force {
-		l, err := s.x.List(ctx)
+		l, err := s.x.List(ctx, true)
 		if err != nil {
 			return err
 		}

@@ -152,6 +152,15 @@ func (a *Agent) scheduledWork(ctx context.Context, v api.Volume, branch, name st
 			continue
 		}
 		what += ", pushed to " + r
+		if s.KeepRemote == nil {
+			continue
+		}
+		out, err := a.pruneRemote(ctx, v, v.Remotes[r], *s.KeepRemote, false, nil)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("prune %s: %w", r, err))
+		} else if len(out.Dropped) > 0 {
+			what += fmt.Sprintf(", %d commits dropped there", len(out.Dropped))
+		}
 	}
 	if err := errors.Join(errs...); err != nil {
 		return "", err // nothing is pruned that a remote may lack

@@ -105,6 +105,8 @@ type Schedule struct {
 	Push   []string `json:"push,omitempty" doc:"names of remotes"`
 	// Keep is the retention applied after each run; nil keeps everything.
 	Keep *Keep `json:"keep,omitempty"`
+	// KeepRemote is the same for the remotes that are pushed to.
+	KeepRemote *Keep `json:"keepRemote,omitempty"`
 	// Verify reads the branch back from the remotes it is pushed to.
 	Verify bool `json:"verify,omitempty"`
 	// Consistency is asked of each commit; empty is the best that the volume can.

@@ -53,18 +53,20 @@ type CloneVolume struct {
 // lives in that node's agent and is forgotten with it.
 type Job struct {
 	ID      string    `json:"id"`
-	Kind    string    `json:"kind" doc:"push, fetch, pull, clone or verify"`
+	Kind    string    `json:"kind" doc:"push, fetch, pull, clone, verify or prune"`
 	Node    string    `json:"node"`
 	Volume  string    `json:"volume"`
 	Remote  string    `json:"remote"`
 	By      string    `json:"by"`
-	Phase   string    `json:"phase" doc:"reading, uploading, downloading, writing, done or failed"`
+	Phase   string    `json:"phase" doc:"reading, uploading, downloading, writing, looking, removing, done or failed"`
 	Read    int64     `json:"read" doc:"bytes of the volume's content that were read"`
 	Sent    int64     `json:"sent" doc:"bytes that crossed the wire to the remote"`
 	Got     int64     `json:"got" doc:"bytes that crossed the wire from the remote"`
 	Wrote   int64     `json:"wrote" doc:"bytes of content that were written here"`
 	ToSend  int64     `json:"toSend" doc:"bytes of packs that are ready to go or gone"`
 	ToGet   int64     `json:"toGet" doc:"bytes that will cross the wire from the remote"`
+	Freed   int64     `json:"freed,omitempty" doc:"bytes that were removed at the remote"`
+	ToFree  int64     `json:"toFree,omitempty" doc:"bytes that are to be removed at the remote"`
 	Started time.Time `json:"started"`
 	Ended   time.Time `json:"ended,omitzero"`
 	Result  *Synced   `json:"result,omitempty"`
@@ -84,17 +86,49 @@ type Synced struct {
 	Kept     string   `json:"kept,omitempty" doc:"stash that keeps what was not committed"`
 	Volume   string   `json:"volume,omitempty" doc:"that was made"`
 	Warning  string   `json:"warning,omitempty"`
+	// Pruned says what a retention at the remote did.
+	Pruned *RemotePruned `json:"pruned,omitempty"`
 }
 
-// RemoteRef is a name that a remote has.
+// RemotePruned is what a retention at a remote removed, or would remove.
+type RemotePruned struct {
+	Kept     int      `json:"kept" doc:"commits"`
+	Dropped  []string `json:"dropped" doc:"commits"`
+	Blobs    int      `json:"blobs" doc:"objects that nothing leads to any more"`
+	Bytes    int64    `json:"bytes" doc:"of those"`
+	Waiting  int64    `json:"waiting,omitempty" doc:"bytes that nothing leads to, too young to be removed"`
+	Collects bool     `json:"collects,omitempty" doc:"the remote frees the room by its own means"`
+	Warnings []string `json:"warnings,omitempty"`
+}
+
+// RemoteListing is what a remote has.
+type RemoteListing struct {
+	Remote string      `json:"remote"`
+	URL    string      `json:"url"`
+	Refs   []RemoteRef `json:"refs" doc:"branches, then tags"`
+	// Commits are all there are, if they were asked for.
+	Commits []RemoteRef `json:"commits,omitempty"`
+	Keys    []RemoteKey `json:"keys,omitempty"`
+	Damaged []Damage    `json:"damaged,omitempty" doc:"what cannot be read"`
+}
+
+// RemoteRef is a name that a remote has, with its commit.
 type RemoteRef struct {
-	Kind    string    `json:"kind" doc:"branch or tag"`
-	Name    string    `json:"name"`
+	Kind    string    `json:"kind" doc:"branch, tag or commit"`
+	Name    string    `json:"name,omitempty"`
 	Commit  string    `json:"commit"`
-	Message string    `json:"message"`
+	Message string    `json:"message,omitempty" doc:"empty when it is sealed with a key that is not here"`
 	Time    time.Time `json:"time"`
 	Bytes   int64     `json:"bytes" doc:"sum of the files' sizes"`
+	Stored  int64     `json:"stored" doc:"bytes at the remote that it needs; most are shared with other commits"`
 	Digest  string    `json:"digest" doc:"of its content"`
+	Sealed  string    `json:"sealed,omitempty" doc:"id of the key it is sealed with"`
+}
+
+// Damage is a name of a remote that leads to what cannot be read.
+type Damage struct {
+	Name   string `json:"name" doc:"as the remote has it: b-… a branch, t-… a tag, c-… a commit"`
+	Reason string `json:"reason"`
 }
 
 // PruneCommits is a user's wish that commits go which a policy does not keep.

@@ -36,98 +36,74 @@ func (s *Server) remoteKeyRoutes() {
 	add(s, route{"peer-key", http.MethodPost, "/v1/peer/key", "Give a key to a node with a part in a volume that needs it", auth.Report, false, false}, s.peerKey)
 }
 
-// RemoteKeysRef names a remote of a volume in a path.
-type RemoteKeysRef struct {
-	VolumeRef
-	Remote string `path:"remote" doc:"its name; - is origin, or the only one there is"`
-}
-
-// remote is the name as the agent takes it.
-func (in RemoteKeysRef) remote() string {
-	if in.Remote == "-" {
-		return ""
-	}
-	return in.Remote
-}
-
-func (in RemoteKeysRef) path(rest string) string {
-	return "remotes/" + escape(in.Remote) + "/keys" + rest
-}
-
-// keeper is a volume with the node that speaks to its remotes.
-func (s *Server) keeper(ctx context.Context, op string, in RemoteKeysRef) (api.Volume, string, error) {
-	v, node, _, err := s.at(ctx, op, in.Ref, "")
-	return v, node, err
-}
-
-func (s *Server) listRemoteKeys(ctx context.Context, in *RemoteKeysRef) ([]api.RemoteKey, error) {
+func (s *Server) listRemoteKeys(ctx context.Context, in *RemoteRef) ([]api.RemoteKey, error) {
 	const op = "list keys"
 	v, node, err := s.keeper(ctx, op, *in)
 	if err != nil {
 		return nil, err
 	}
-	return near(ctx, s, op, node, v.ID, http.MethodGet, in.path(""), nil, func() ([]api.RemoteKey, error) {
+	return near(ctx, s, op, node, v.ID, http.MethodGet, in.path("/keys"), nil, func() ([]api.RemoteKey, error) {
 		return s.cfg.Agent.RemoteKeys(ctx, v.ID, in.remote())
 	})
 }
 
 type sealKeyIn struct {
-	RemoteKeysRef
+	RemoteRef
 	Body api.SealKey
 }
 
 func (s *Server) makeRemoteKey(ctx context.Context, in *sealKeyIn) (api.RemoteKey, error) {
 	const op = "make key"
-	v, node, err := s.keeper(ctx, op, in.RemoteKeysRef)
+	v, node, err := s.keeper(ctx, op, in.RemoteRef)
 	if err != nil {
 		return api.RemoteKey{}, err
 	}
-	return near(ctx, s, op, node, v.ID, http.MethodPost, in.path(""), in.Body, func() (api.RemoteKey, error) {
+	return near(ctx, s, op, node, v.ID, http.MethodPost, in.path("/keys"), in.Body, func() (api.RemoteKey, error) {
 		return s.cfg.Agent.MakeKey(ctx, v.ID, in.remote(), in.Body, by(ctx))
 	})
 }
 
 func (s *Server) wrapRemoteKey(ctx context.Context, in *sealKeyIn) (api.RemoteKey, error) {
 	const op = "wrap key"
-	v, node, err := s.keeper(ctx, op, in.RemoteKeysRef)
+	v, node, err := s.keeper(ctx, op, in.RemoteRef)
 	if err != nil {
 		return api.RemoteKey{}, err
 	}
-	k, err := near(ctx, s, op, node, v.ID, http.MethodPost, in.path("/wrap"), in.Body, func() (api.RemoteKey, error) {
+	k, err := near(ctx, s, op, node, v.ID, http.MethodPost, in.path("/keys/wrap"), in.Body, func() (api.RemoteKey, error) {
 		return s.cfg.Agent.WrapKey(ctx, v.ID, in.remote(), in.Body, by(ctx))
 	})
 	return k, s.whereToAsk(node, err)
 }
 
 func (s *Server) unlockRemoteKey(ctx context.Context, in *struct {
-	RemoteKeysRef
+	RemoteRef
 	Body api.OpenKey
 },
 ) ([]api.RemoteKey, error) {
 	const op = "unlock key"
-	v, node, err := s.keeper(ctx, op, in.RemoteKeysRef)
+	v, node, err := s.keeper(ctx, op, in.RemoteRef)
 	if err != nil {
 		return nil, err
 	}
 	if in.Body == (api.OpenKey{}) {
 		return nil, &api.Error{Kind: api.Invalid, Op: op, Object: v.Name, Reason: "nothing is given that opens a key", Next: "give a passphrase, an age identity or a recovery copy"}
 	}
-	return near(ctx, s, op, node, v.ID, http.MethodPost, in.path("/unlock"), in.Body, func() ([]api.RemoteKey, error) {
+	return near(ctx, s, op, node, v.ID, http.MethodPost, in.path("/keys/unlock"), in.Body, func() ([]api.RemoteKey, error) {
 		return s.cfg.Agent.UnlockKey(ctx, v.ID, in.remote(), in.Body, by(ctx))
 	})
 }
 
 func (s *Server) exportRemoteKey(ctx context.Context, in *struct {
-	RemoteKeysRef
+	RemoteRef
 	Key string `query:"key" doc:"id; empty is the current one"`
 },
 ) (api.KeyCopy, error) {
 	const op = "export key"
-	v, node, err := s.keeper(ctx, op, in.RemoteKeysRef)
+	v, node, err := s.keeper(ctx, op, in.RemoteRef)
 	if err != nil {
 		return api.KeyCopy{}, err
 	}
-	k, err := near(ctx, s, op, node, v.ID, http.MethodPost, in.path("/export?key="+escape(in.Key)), nil, func() (api.KeyCopy, error) {
+	k, err := near(ctx, s, op, node, v.ID, http.MethodPost, in.path("/keys/export?key="+escape(in.Key)), nil, func() (api.KeyCopy, error) {
 		return s.cfg.Agent.ExportKey(ctx, v.ID, in.remote(), in.Key, by(ctx))
 	})
 	return k, s.whereToAsk(node, err)
@@ -146,17 +122,17 @@ func (s *Server) whereToAsk(node string, err error) error {
 }
 
 func (s *Server) removeRemoteKey(ctx context.Context, in *struct {
-	RemoteKeysRef
+	RemoteRef
 	Key   string `path:"key" doc:"its id"`
 	Force bool   `query:"force" doc:"although commits are sealed with it"`
 },
 ) (none, error) {
 	const op = "remove key"
-	v, node, err := s.keeper(ctx, op, in.RemoteKeysRef)
+	v, node, err := s.keeper(ctx, op, in.RemoteRef)
 	if err != nil {
 		return none{}, err
 	}
-	path := in.path("/" + escape(in.Key))
+	path := in.path("/keys/" + escape(in.Key))
 	if in.Force {
 		path += "?force=true"
 	}

@@ -19,16 +19,15 @@ type Listing struct {
 	Branches []Named  `json:"branches"`
 	Tags     []Named  `json:"tags"`
 	Commits  []Listed `json:"commits"` // by id
-	Keys     []string `json:"keys,omitempty"`
 	// Damaged are names of commits that cannot be read, with the reason.
 	Damaged map[string]string `json:"damaged,omitempty"`
 }
 
-// Named is a branch or tag.
+// Named is a branch or tag with the commit that it points to.
 type Named struct {
-	Name   string    `json:"name"` // cut where the remote keeps no longer one
-	Commit string    `json:"commit"`
-	Time   time.Time `json:"time,omitzero"` // of the last change, where the remote says it
+	Name    string `json:"name"` // cut where the remote keeps no longer one
+	Listed  `json:"at"`
+	Changed time.Time `json:"changed,omitzero"` // where the remote says it
 }
 
 // Listed is a commit.
@@ -38,46 +37,53 @@ type Listed struct {
 	Bytes  int64         `json:"bytes"`            // of all files' sizes
 	Stored int64         `json:"stored"`           // of all packs and indexes that it needs
 	Digest digest.Digest `json:"digest"`           // of the manifest
+	// Content is the digest of its content.
+	Content string `json:"content"`
 }
 
 // readers are how many commits are looked at at once.
 const readers = 8
 
-// List reads names and records, no data.
-func (r *Remote) List(ctx context.Context) (Listing, error) {
+// List reads names and records, no data: what branches and tags point to, and
+// with commits also every other commit there is.
+func (r *Remote) List(ctx context.Context, commits bool) (Listing, error) {
 	out := Listing{Branches: []Named{}, Tags: []Named{}, Commits: []Listed{}, Damaged: map[string]string{}}
-	refs, err := r.refs(ctx, "")
-	if err != nil {
-		return out, err
+	prefixes := []string{remote.BranchPrefix, remote.TagPrefix}
+	if commits {
+		prefixes = append(prefixes, remote.CommitPrefix)
 	}
-	stored, err := r.stored(ctx, refs)
-	if err != nil {
-		return out, err
-	}
-	for i, ref := range refs {
-		prefix, name := ref.Name[:min(2, len(ref.Name))], ref.Name[min(2, len(ref.Name)):]
-		if prefix == remote.KeyPrefix {
-			out.Keys = append(out.Keys, name)
-			continue
+	for _, prefix := range prefixes {
+		refs, err := r.refs(ctx, prefix)
+		if err != nil {
+			return out, err
 		}
-		s := stored[i]
-		switch {
-		case s.err != nil:
-			out.Damaged[ref.Name] = s.err.Error()
-		case s.Stored == nil: // of somebody else
-		case prefix == remote.CommitPrefix:
-			out.Commits = append(out.Commits, s.listed())
-		case prefix == remote.BranchPrefix:
-			out.Branches = append(out.Branches, Named{whole(ref, name), s.Record.ID, ref.Time})
-		case prefix == remote.TagPrefix:
-			out.Tags = append(out.Tags, Named{whole(ref, name), s.Record.ID, ref.Time})
+		stored, err := r.stored(ctx, refs)
+		if err != nil {
+			return out, err
+		}
+		for i, ref := range refs {
+			s := stored[i]
+			name := Named{Name: whole(ref, ref.Name[len(prefix):]), Changed: ref.Time}
+			switch {
+			case s.err != nil:
+				out.Damaged[ref.Name] = s.err.Error()
+			case s.Stored == nil: // of somebody else
+			case prefix == remote.CommitPrefix:
+				out.Commits = append(out.Commits, s.listed())
+			case prefix == remote.BranchPrefix:
+				name.Listed = s.listed()
+				out.Branches = append(out.Branches, name)
+			default:
+				name.Listed = s.listed()
+				out.Tags = append(out.Tags, name)
+			}
 		}
 	}
 	return out, nil
 }
 
 func (s *Stored) listed() Listed {
-	l := Listed{Commit: s.Record.Commit, Sealed: s.Record.Key, Bytes: s.Record.Content.Bytes, Digest: s.Manifest.Digest}
+	l := Listed{Commit: s.Record.Commit, Sealed: s.Record.Key, Bytes: s.Record.Content.Bytes, Digest: s.Manifest.Digest, Content: s.Record.Content.Digest}
 	for _, n := range s.packs {
 		l.Stored += n
 	}

@@ -75,6 +75,20 @@ func cannedRemotes(mux *http.ServeMux, at time.Time) {
 		}
 		give(w, struct{}{})
 	})
+	cannedJobs(mux, at)
+	mux.HandleFunc("GET /v1/volumes/pg/remotes/{remote}/refs", func(w http.ResponseWriter, r *http.Request) {
+		l := api.RemoteListing{Remote: "origin", URL: "s3://backups/pg", Keys: keys, Refs: []api.RemoteRef{
+			{Kind: "branch", Name: "main", Commit: strings.Repeat("2", 40), Message: "second\n\nand more", Time: at, Bytes: 3 << 30, Stored: 1 << 30, Sealed: keyNow},
+			{Kind: "tag", Name: "v1", Commit: strings.Repeat("1", 40), Time: at, Bytes: 2 << 30, Stored: 1 << 29, Sealed: keyOld},
+		}, Damaged: []api.Damage{{Name: "b-old", Reason: "its manifest cannot be read"}}}
+		if r.URL.Query().Get("commits") != "" {
+			l.Commits = []api.RemoteRef{{Kind: "commit", Commit: strings.Repeat("2", 40), Message: "second", Time: at}}
+		}
+		if r.PathValue("remote") == "empty" {
+			l = api.RemoteListing{Remote: "empty", URL: "file:///x", Refs: []api.RemoteRef{}}
+		}
+		give(w, l)
+	})
 	mux.HandleFunc("POST /v1/volumes/pg/remotes", func(w http.ResponseWriter, r *http.Request) {
 		var in api.NameRemote
 		_ = json.NewDecoder(r.Body).Decode(&in)
@@ -87,5 +101,27 @@ func cannedRemotes(mux *http.ServeMux, at time.Time) {
 			to.Key = keyNow
 		}
 		give(w, api.Volume{Name: "pg", Remotes: map[string]api.Remote{in.Name: to}})
+	})
+}
+
+// cannedJobs begins jobs that are over when they are asked for.
+func cannedJobs(mux *http.ServeMux, at time.Time) {
+	done := map[string]api.Job{}
+	begin := func(w http.ResponseWriter, j api.Job) {
+		j.ID, j.Node, j.Volume, j.Remote, j.Started, j.Ended, j.Phase = j.Kind, "n1", "pg", "origin", at, at.Add(time.Second), "done"
+		done[j.ID] = j
+		_ = json.NewEncoder(w).Encode(j)
+	}
+	mux.HandleFunc("GET /v1/jobs/{job}", func(w http.ResponseWriter, r *http.Request) {
+		_ = json.NewEncoder(w).Encode(done[r.PathValue("job")])
+	})
+	mux.HandleFunc("POST /v1/volumes/pg/remotes/{remote}/prune", func(w http.ResponseWriter, r *http.Request) {
+		var in api.PruneCommits
+		_ = json.NewDecoder(r.Body).Decode(&in)
+		p := &api.RemotePruned{Kept: 3, Dropped: []string{}, Collects: r.PathValue("remote") == "registry"}
+		if in.Keep.Daily > 0 {
+			p.Dropped, p.Blobs, p.Bytes, p.Waiting = []string{strings.Repeat("1", 40)}, 2, 5<<20, 1<<20
+		}
+		begin(w, api.Job{Kind: "prune", Result: &api.Synced{DryRun: in.DryRun, Pruned: p}})
 	})
 }

@@ -24,10 +24,17 @@ func completeRemotes(root *cobra.Command, t *talk, volumes source) {
 		"remote key export": remotes,
 		"remote key rm":     completeKeys(t, volumes),
 		"ls-remote":         remotes,
+		"prune":             completeArgs(t, false, volumes),
 		"verify":            remotes,
 	} {
 		find(root, path).ValidArgsFunction = f
 	}
+	complete(find(root, "prune"), "remote", func(c *cobra.Command, args []string, text string) ([]string, cobra.ShellCompDirective) {
+		if len(args) == 0 {
+			return nothing(c, args, text)
+		}
+		return remotes(c, args[:1], text)
+	})
 	for _, path := range []string{"remote key wrap", "remote key export"} {
 		complete(find(root, path), "key", func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 			if len(args) == 0 {

@@ -109,30 +109,6 @@ func remoteRemove(t *talk) *cobra.Command {
 	}
 }
 
-func lsRemoteCommand(t *talk) *cobra.Command {
-	c := &cobra.Command{
-		Use: "ls-remote VOLUME [REMOTE]", Short: "List the branches and tags that a remote has", Args: cobra.RangeArgs(1, 2),
-		RunE: func(c *cobra.Command, args []string) error {
-			name := "origin"
-			if len(args) > 1 {
-				name = args[1]
-			}
-			refs := []api.RemoteRef{}
-			if err := t.do(c.Context(), http.MethodGet, volumePath(args[0], "/remotes/", url.PathEscape(name), "/refs"), nil, &refs); err != nil {
-				return err
-			}
-			return t.print(c.OutOrStdout(), refs, func(w *tabwriter.Writer) {
-				row(w, "KIND", "NAME", "COMMIT", "SIZE", "MADE", "MESSAGE")
-				for _, r := range refs {
-					row(w, r.Kind, r.Name, shortID(r.Commit), sizeText(r.Bytes), ago(r.Time), r.Message)
-				}
-			})
-		},
-	}
-	t.flags(c)
-	return c
-}
-
 func pushCommand(t *talk) *cobra.Command {
 	var in api.StartPush
 	var noWait bool
@@ -369,6 +345,9 @@ func jobLine(j api.Job) string {
 	if j.ToGet > 0 {
 		line += fmt.Sprintf(", %s of %s fetched", sizeText(j.Got), sizeText(max(j.Got, j.ToGet)))
 	}
+	if j.ToFree > 0 {
+		line += fmt.Sprintf(", %s of %s removed", sizeText(j.Freed), sizeText(j.ToFree))
+	}
 	if j.Wrote > 0 {
 		line += ", " + sizeText(j.Wrote) + " written"
 	}
@@ -384,6 +363,8 @@ func jobResult(j api.Job) string {
 	took := j.Ended.Sub(j.Started).Round(10 * time.Millisecond)
 	text := ""
 	switch {
+	case r.Pruned != nil:
+		return prunedText(j)
 	case j.Kind == "verify":
 		return fmt.Sprintf("%s of %s on %s is whole: %s read back in %v", r.Branch, j.Volume, j.Remote, sizeText(j.Got), took)
 	case r.DryRun && len(r.Commits) > 0:

@@ -48,11 +48,7 @@ func keysPath(args []string, rest string) (string, error) {
 	if branch != "" {
 		return "", &api.Error{Kind: api.Invalid, Op: "read volume", Object: args[0], Reason: "keys are those of a volume's remote, not of a branch", Next: "leave out what comes after the @"}
 	}
-	name := "-"
-	if len(args) > 1 {
-		name = args[1]
-	}
-	return volumePath(volume, "/remotes/", url.PathEscape(name), "/keys", rest), nil
+	return remotePath(volume, args[1:min(2, len(args))], "/keys"+rest), nil
 }
 
 // sealFlags say who can open a key that is wrapped.
