@@ -129,7 +129,12 @@ func (a *Agent) Push(_ context.Context, volume string, r api.StartPush, by strin
 	if err != nil {
 		return api.Job{}, err
 	}
-	if rec.Commit == "" {
+	for _, t := range r.Tags {
+		if _, known := v.Tags[t]; !known {
+			return api.Job{}, &api.Error{Kind: api.NotFound, Op: op, Object: v.Name, Reason: "it has no tag " + t, Next: "drover tag " + v.Name + " lists those it has"}
+		}
+	}
+	if rec.Commit == "" && len(r.Tags) == 0 {
 		return api.Job{}, &api.Error{Kind: api.Invalid, Op: op, Object: v.Name + "@" + r.Branch, Reason: "it has no commit yet", Next: "drover commit " + v.Name + " -m … makes the first"}
 	}
 	if r.To == "" {
@@ -157,16 +162,24 @@ func (a *Agent) push(ctx context.Context, v api.Volume, rec api.Head, r api.Star
 	if err != nil {
 		return nil, err
 	}
-	out, err := x.Push(ctx, commits{a, v.ID, rec.Pool}, exchange.Push{Branch: r.To, Tip: rec.Commit, Graph: g, Aside: r.OnDivergence, DryRun: r.DryRun})
-	done := &api.Synced{Relation: string(out.Relation), Branch: out.Branch, From: out.Theirs, To: rec.Commit, Commits: out.Commits, Skipped: out.Skipped, DryRun: r.DryRun, Changed: out.Changed, Warning: out.Warning}
-	if err != nil || r.DryRun {
-		return done, err
+	pool := commits{a, v.ID, rec.Pool}
+	done := &api.Synced{Relation: string(repo.UpToDate), DryRun: r.DryRun}
+	if len(r.Tags) == 0 {
+		out, err := x.Push(ctx, pool, exchange.Push{Branch: r.To, Tip: rec.Commit, Graph: g, Aside: r.OnDivergence, DryRun: r.DryRun})
+		done = &api.Synced{Relation: string(out.Relation), Branch: out.Branch, From: out.Theirs, To: rec.Commit, Commits: out.Commits, Skipped: out.Skipped, DryRun: r.DryRun, Changed: out.Changed, Warning: out.Warning}
+		if err != nil {
+			return done, err
+		}
+		if out.Relation == repo.Ahead {
+			done.To = out.Theirs
+		}
+		if !r.DryRun {
+			if err := a.track(ctx, v.ID, name, out.Branch, done.To); err != nil {
+				return done, err
+			}
+		}
 	}
-	at := rec.Commit
-	if out.Relation == repo.Ahead {
-		at, done.To = out.Theirs, out.Theirs
-	}
-	return done, a.track(ctx, v.ID, name, out.Branch, at)
+	return done, a.pushTags(ctx, x, v, pool, g, r, done)
 }
 
 // track notes where a remote's branch is.
@@ -200,38 +213,55 @@ func (a *Agent) Fetch(_ context.Context, volume string, r api.StartFetch, by str
 		return api.Job{}, err
 	}
 	return a.start(api.Job{Kind: kind, Volume: v.Name, Remote: name, By: by}, func(ctx context.Context, tell func(exchange.Progress)) (*api.Synced, error) {
-		tip, g, err := a.bring(ctx, v, rec.Pool, r, name, from, tell)
+		got, err := a.bring(ctx, v, rec.Pool, r, name, from, tell)
 		if err != nil {
 			return nil, err
 		}
+		tip, g := got.tip, got.graph
 		done := &api.Synced{Branch: r.Branch, To: tip.ID, Commits: []string{tip.ID}, Relation: string(g.Relate(tip.ID, rec.Commit))}
-		if r.Into == "" {
-			return done, nil
+		if r.Into != "" {
+			if done, err = a.advanceTo(ctx, h, g, tip, r, by); err != nil {
+				return done, err
+			}
 		}
-		return a.advanceTo(ctx, h, g, tip, r, by)
+		done.Tags, done.Warning = got.tags, got.warning
+		return done, got.left
 	}), nil
 }
 
-// bring brings the tip of a remote's branch into a pool.
-func (a *Agent) bring(ctx context.Context, v api.Volume, pool string, r api.StartFetch, name string, from api.Remote, tell func(exchange.Progress)) (api.Commit, repo.Graph, error) {
+// brought is what a fetch brought.
+type brought struct {
+	tip     api.Commit
+	graph   repo.Graph
+	tags    []api.MovedTag
+	warning string
+	left    error // tags that were asked for and could not be made
+}
+
+// bring brings the tip of a remote's branch into a pool, and tags.
+func (a *Agent) bring(ctx context.Context, v api.Volume, pool string, r api.StartFetch, name string, from api.Remote, tell func(exchange.Progress)) (got brought, err error) {
 	x, err := a.openRemote(ctx, v, from, tell)
 	if err != nil {
-		return api.Commit{}, nil, err
+		return got, err
 	}
 	defer x.Store.Close()
 	b, err := a.backend(pool)
 	if err != nil {
-		return api.Commit{}, nil, err
+		return got, err
 	}
 	g, err := a.Graph(ctx, v.ID)
 	if err != nil {
-		return api.Commit{}, nil, err
+		return got, err
 	}
-	tip, g, err := fetchTip(ctx, x, r.Branch, g, exchange.Into{Backend: b, Volume: v.ID, Pool: commits{a, v.ID, pool}, AllowLoss: r.AllowLoss})
-	if err != nil {
-		return tip, g, err
+	into := exchange.Into{Backend: b, Volume: v.ID, Pool: commits{a, v.ID, pool}, AllowLoss: r.AllowLoss}
+	if got.tip, got.graph, err = fetchTip(ctx, x, r.Branch, g, into); err != nil {
+		return got, err
 	}
-	return tip, g, a.track(ctx, v.ID, name, r.Branch, tip.ID)
+	if err := a.track(ctx, v.ID, name, r.Branch, got.tip.ID); err != nil {
+		return got, err
+	}
+	into.Graph = got.graph
+	return got, a.fetchTags(ctx, x, v, into, r.AllTags, r.Force, &got)
 }
 
 // fetchTip brings what a remote's branch points to.
@@ -330,7 +360,8 @@ func (a *Agent) clone(ctx context.Context, r api.CloneVolume, pool, by string, t
 		return nil, err
 	}
 	defer x.Store.Close()
-	tip, _, err := fetchTip(ctx, x, r.Branch, nil, exchange.Into{Backend: b, Volume: id, Pool: commits{a, id, pool}, AllowLoss: r.AllowLoss})
+	into := exchange.Into{Backend: b, Volume: id, Pool: commits{a, id, pool}, AllowLoss: r.AllowLoss}
+	tip, g, err := fetchTip(ctx, x, r.Branch, nil, into)
 	if err != nil {
 		_ = os.RemoveAll(a.remoteCache(id))
 		return nil, err
@@ -347,7 +378,16 @@ func (a *Agent) clone(ctx context.Context, r api.CloneVolume, pool, by string, t
 	if err := a.track(ctx, id, "origin", r.Branch, tip.ID); err != nil {
 		return nil, err
 	}
-	return &api.Synced{Relation: string(repo.FastForward), Branch: r.Branch, To: tip.ID, Commits: []string{tip.ID}, Volume: v.Name}, a.ready(ctx, id, r.Branch, branchWait)
+	if err := a.ready(ctx, id, r.Branch, branchWait); err != nil {
+		return nil, err
+	}
+	got := brought{tip: tip, graph: g}
+	into.Graph = g
+	err = a.fetchTags(ctx, x, v, into, r.AllTags, false, &got)
+	if err == nil {
+		err = got.left
+	}
+	return &api.Synced{Relation: string(repo.FastForward), Branch: r.Branch, To: tip.ID, Commits: []string{tip.ID}, Volume: v.Name, Tags: got.tags, Warning: got.warning}, err
 }
 
 // unlockRemote brings the keys here that cloning a remote takes.

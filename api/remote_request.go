@@ -21,6 +21,10 @@ type StartPush struct {
 	// remote's has commits that ours lacks; empty: that is refused.
 	OnDivergence string `json:"onDivergence,omitempty"`
 	DryRun       bool   `json:"dryRun,omitempty" doc:"only say what would be sent"`
+	// Tags are pushed alone, without the branch; AllTags pushes all besides it.
+	Tags    []string `json:"tags,omitempty"`
+	AllTags bool     `json:"allTags,omitempty"`
+	Force   bool     `json:"force,omitempty" doc:"move tags of the remote that point to other commits"`
 }
 
 // StartFetch is a user's wish that commits come from a remote.
@@ -33,6 +37,10 @@ type StartFetch struct {
 	// sides have commits that the other lacks; empty: that is refused.
 	OnDivergence string `json:"onDivergence,omitempty"`
 	AllowLoss    bool   `json:"allowLoss,omitempty" doc:"take what the pool cannot keep, and keep it beside the data"`
+	// AllTags brings all tags with their commits. Without it those come whose
+	// commits are here.
+	AllTags bool `json:"allTags,omitempty"`
+	Force   bool `json:"force,omitempty" doc:"move tags here that point to other commits"`
 }
 
 // CloneVolume is a user's wish for a volume that begins as a branch of a remote.
@@ -47,6 +55,7 @@ type CloneVolume struct {
 	Pool      string  `json:"pool,omitempty" doc:"pool on that node; empty is its default"`
 	Size      int64   `json:"size,omitempty" doc:"limit in bytes; 0 is none"`
 	AllowLoss bool    `json:"allowLoss,omitempty"`
+	AllTags   bool    `json:"allTags,omitempty" doc:"bring all tags with their commits"`
 }
 
 // Job is something that takes a while, as the node tells that does it. It
@@ -86,8 +95,17 @@ type Synced struct {
 	Kept     string   `json:"kept,omitempty" doc:"stash that keeps what was not committed"`
 	Volume   string   `json:"volume,omitempty" doc:"that was made"`
 	Warning  string   `json:"warning,omitempty"`
+	// Tags were made or moved, here or there.
+	Tags []MovedTag `json:"tags,omitempty"`
 	// Pruned says what a retention at the remote did.
 	Pruned *RemotePruned `json:"pruned,omitempty"`
+}
+
+// MovedTag is a tag that was made or moved.
+type MovedTag struct {
+	Name   string `json:"name"`
+	Commit string `json:"commit"`
+	Was    string `json:"was,omitempty" doc:"commit that it pointed to"`
 }
 
 // RemotePruned is what a retention at a remote removed, or would remove.

@@ -128,6 +128,13 @@ func (s *Server) push(ctx context.Context, in *struct {
 },
 ) (api.Job, error) {
 	const op = "push"
+	if named, err := s.cfg.Ledger.Volume(ctx, in.Ref); err == nil {
+		// What is no branch but a tag is pushed as a tag.
+		_, head := named.Heads[in.Body.Branch]
+		if _, tag := named.Tags[in.Body.Branch]; tag && !head {
+			in.Body.Tags, in.Body.Branch = append(in.Body.Tags, in.Body.Branch), ""
+		}
+	}
 	v, node, branch, err := s.at(ctx, op, in.Ref, in.Body.Branch)
 	if err != nil {
 		return api.Job{}, err

@@ -53,33 +53,41 @@ func (r *Remote) List(ctx context.Context, commits bool) (Listing, error) {
 		prefixes = append(prefixes, remote.CommitPrefix)
 	}
 	for _, prefix := range prefixes {
-		refs, err := r.refs(ctx, prefix)
-		if err != nil {
+		if err := r.list(ctx, prefix, &out); err != nil {
 			return out, err
 		}
-		stored, err := r.stored(ctx, refs)
-		if err != nil {
-			return out, err
-		}
-		for i, ref := range refs {
-			s := stored[i]
-			name := Named{Name: whole(ref, ref.Name[len(prefix):]), Changed: ref.Time}
-			switch {
-			case s.err != nil:
-				out.Damaged[ref.Name] = s.err.Error()
-			case s.Stored == nil: // of somebody else
-			case prefix == remote.CommitPrefix:
-				out.Commits = append(out.Commits, s.listed())
-			case prefix == remote.BranchPrefix:
-				name.Listed = s.listed()
+	}
+	return out, nil
+}
+
+// list adds what the names lead to that begin with prefix.
+func (r *Remote) list(ctx context.Context, prefix string, out *Listing) error {
+	refs, err := r.refs(ctx, prefix)
+	if err != nil {
+		return err
+	}
+	stored, err := r.stored(ctx, refs)
+	if err != nil {
+		return err
+	}
+	for i, ref := range refs {
+		s := stored[i]
+		switch {
+		case s.err != nil && out.Damaged != nil:
+			out.Damaged[ref.Name] = s.err.Error()
+		case s.err != nil || s.Stored == nil: // of somebody else
+		case prefix == remote.CommitPrefix:
+			out.Commits = append(out.Commits, s.listed())
+		default:
+			name := Named{Name: whole(ref, ref.Name[len(prefix):]), Listed: s.listed(), Changed: ref.Time}
+			if prefix == remote.BranchPrefix {
 				out.Branches = append(out.Branches, name)
-			default:
-				name.Listed = s.listed()
+			} else {
 				out.Tags = append(out.Tags, name)
 			}
 		}
 	}
-	return out, nil
+	return nil
 }
 
 func (s *Stored) listed() Listed {

@@ -115,6 +115,25 @@ func cannedJobs(mux *http.ServeMux, at time.Time) {
 	mux.HandleFunc("GET /v1/jobs/{job}", func(w http.ResponseWriter, r *http.Request) {
 		_ = json.NewEncoder(w).Encode(done[r.PathValue("job")])
 	})
+	mux.HandleFunc("POST /v1/volumes/pg/push", func(w http.ResponseWriter, r *http.Request) {
+		var in api.StartPush
+		_ = json.NewDecoder(r.Body).Decode(&in)
+		out := &api.Synced{Relation: "fast-forward", Branch: "main", To: strings.Repeat("2", 40), Commits: []string{strings.Repeat("2", 40)}, DryRun: in.DryRun, Changed: 4096}
+		if len(in.Tags) > 0 {
+			out = &api.Synced{Relation: "up-to-date", DryRun: in.DryRun}
+		}
+		if in.AllTags {
+			in.Tags = []string{"v1"}
+		}
+		for _, t := range in.Tags {
+			made := api.MovedTag{Name: t, Commit: strings.Repeat("1", 40)}
+			if in.Force {
+				made.Was = strings.Repeat("3", 40)
+			}
+			out.Tags = append(out.Tags, made)
+		}
+		begin(w, api.Job{Kind: "push", Result: out})
+	})
 	mux.HandleFunc("POST /v1/volumes/pg/remotes/{remote}/prune", func(w http.ResponseWriter, r *http.Request) {
 		var in api.PruneCommits
 		_ = json.NewDecoder(r.Body).Decode(&in)

@@ -24,8 +24,16 @@ func completeRemotes(root *cobra.Command, t *talk, volumes source) {
 		"remote key export": remotes,
 		"remote key rm":     completeKeys(t, volumes),
 		"ls-remote":         remotes,
-		"prune":             completeArgs(t, false, volumes),
-		"verify":            remotes,
+		"fetch":             remotes,
+		"pull":              remotes,
+		"push": completeOf(t, refNames(), func(v api.Volume, i int) []string {
+			if i > 1 {
+				return sortedKeys(v.Tags)
+			}
+			return sortedKeys(v.Remotes)
+		}),
+		"prune":  completeArgs(t, false, volumes),
+		"verify": remotes,
 	} {
 		find(root, path).ValidArgsFunction = f
 	}

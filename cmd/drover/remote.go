@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -113,14 +114,18 @@ func pushCommand(t *talk) *cobra.Command {
 	var in api.StartPush
 	var noWait bool
 	c := &cobra.Command{
-		Use:   "push VOLUME[@BRANCH] [REMOTE]",
-		Short: "Bring a branch's commits to a remote",
+		Use:   "push VOLUME[@BRANCH|@TAG] [REMOTE [TAG...]]",
+		Short: "Bring a branch's commits, or tags, to a remote",
 		Long: `Bring the commits that a remote lacks to it, and move its branch. What is read
 and sent is what changed. A push that was interrupted goes on where it was when
 it is repeated. Where the remote's branch has commits that this one lacks, nothing
-is moved; --branch-on-divergence keeps both.`,
-		Example: "  drover push pg\n  drover push pg@feature origin --to tests\n  drover push pg --dry-run",
-		Args:    cobra.RangeArgs(1, 2),
+is moved; --branch-on-divergence keeps both.
+
+Tags are pushed when they are named, then without the branch, or all of them beside
+it with --tags. A tag that the remote has for another commit is refused and named,
+after the others are done; --force moves it.`,
+		Example: "  drover push pg\n  drover push pg@feature origin --to tests\n  drover push pg origin v1.0\n  drover push pg --tags\n  drover push pg --dry-run",
+		Args:    cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) (err error) {
 			volume, branch, err := volumeAt(args[0])
 			if err != nil {
@@ -128,7 +133,10 @@ is moved; --branch-on-divergence keeps both.`,
 			}
 			in.Branch = branch
 			if len(args) > 1 {
-				in.Remote = args[1]
+				in.Remote, in.Tags = args[1], args[2:]
+			}
+			if len(in.Tags) > 0 && (branch != "" || in.To != "" || in.OnDivergence != "") {
+				return &api.Error{Kind: api.Invalid, Op: "push", Object: args[0], Reason: "with tags no branch is pushed", Next: "push the branch by itself, or all tags beside it with --tags"}
 			}
 			return t.run(c, volumePath(volume, "/push"), in, noWait)
 		},
@@ -137,6 +145,8 @@ is moved; --branch-on-divergence keeps both.`,
 	f := c.Flags()
 	f.StringVar(&in.To, "to", "", "branch of the remote (default: the same name)")
 	f.StringVar(&in.OnDivergence, "branch-on-divergence", "", "branch of the remote that ours becomes when both have gone on")
+	f.BoolVar(&in.AllTags, "tags", false, "push all tags, too")
+	f.BoolVar(&in.Force, "force", false, "move tags of the remote that point to other commits")
 	f.BoolVar(&in.DryRun, "dry-run", false, "only show what would be sent")
 	f.BoolVar(&noWait, "no-wait", false, "return once it has begun")
 	return c
@@ -148,7 +158,7 @@ func fetchCommand(t *talk, pull bool) *cobra.Command {
 	var noWait bool
 	c := &cobra.Command{
 		Use: "fetch VOLUME [REMOTE]", Short: "Bring a remote's branch here, and move nothing",
-		Long:    "Bring what a remote's branch points to into the volume's pool, as a commit\nthat can be looked at, branched from or pulled.",
+		Long:    "Bring what a remote's branch points to into the volume's pool, as a commit\nthat can be looked at, branched from or pulled. Tags of commits that are here come\nalong; --tags brings all, with their commits.",
 		Example: "  drover fetch pg\n  drover fetch pg backup --branch main && drover branch pg restored origin/main",
 		Args:    cobra.RangeArgs(1, 2),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -181,6 +191,8 @@ func fetchCommand(t *talk, pull bool) *cobra.Command {
 	t.flags(c)
 	f := c.Flags()
 	f.StringVar(&in.Branch, "branch", "", "branch of the remote (default: the same name)")
+	f.BoolVar(&in.AllTags, "tags", false, "bring all tags, with their commits (default: those of commits that are here)")
+	f.BoolVar(&in.Force, "force", false, "move tags here that name other commits")
 	f.BoolVar(&in.AllowLoss, "allow-loss", false, "take what the pool cannot keep; it is stored beside the data")
 	f.BoolVar(&noWait, "no-wait", false, "return once it has begun")
 	if pull {
@@ -224,6 +236,7 @@ func cloneCommand(t *talk) *cobra.Command {
 	f.StringVar(&in.Key, "key", "", "id of the key that seals what is pushed (default: the one that what is there is sealed with)")
 	open.flags(f)
 	f.BoolVar(&in.AllowLoss, "allow-loss", false, "take what the pool cannot keep; it is stored beside the data")
+	f.BoolVar(&in.AllTags, "tags", false, "bring all tags, with their commits (default: those of the branch's newest)")
 	f.BoolVar(&noWait, "no-wait", false, "return once it has begun")
 	return c
 }
@@ -367,12 +380,21 @@ func jobResult(j api.Job) string {
 		return prunedText(j)
 	case j.Kind == "verify":
 		return fmt.Sprintf("%s of %s on %s is whole: %s read back in %v", r.Branch, j.Volume, j.Remote, sizeText(j.Got), took)
-	case r.DryRun && len(r.Commits) > 0:
-		return fmt.Sprintf("would push %d commits to %s of %s: %s of content changed", len(r.Commits), r.Branch, j.Remote, sizeText(r.Changed))
+	case r.DryRun && len(r.Commits)+len(r.Tags) > 0:
+		what := r.Branch
+		if what == "" {
+			what = "tags"
+		}
+		return fmt.Sprintf("would push %d commits to %s of %s: %s of content changed", len(r.Commits), what, j.Remote, sizeText(r.Changed)) + tagsText(r)
+	case j.Kind == "push" && r.Branch == "": // tags alone
+		if len(r.Tags) == 0 {
+			return "the tags are up to date"
+		}
+		text = fmt.Sprintf("%s: %d commits, %s sent in %v", j.Remote, len(r.Commits), sizeText(j.Sent), took)
 	case j.Kind == "clone":
 		text = fmt.Sprintf("volume %s is at %s: %s fetched in %v", r.Volume, shortID(r.To), sizeText(j.Got), took)
 	case len(r.Commits) == 0 && r.Relation == "up-to-date":
-		return r.Branch + " is up to date at " + shortID(r.To)
+		return r.Branch + " is up to date at " + shortID(r.To) + tagsText(r)
 	case j.Kind == "push" && r.Relation == "ahead":
 		return fmt.Sprintf("%s of %s is ahead at %s: nothing to push; drover pull %s brings it here", r.Branch, j.Remote, shortID(r.To), j.Volume)
 	case j.Kind == "push":
@@ -380,6 +402,7 @@ func jobResult(j api.Job) string {
 	default:
 		text = fmt.Sprintf("%s: %s -> %s, %s fetched in %v", r.Branch, orNothing(shortID(r.From)), shortID(r.To), sizeText(j.Got), took)
 	}
+	text += tagsText(r)
 	if r.Kept != "" {
 		text += "; what was not committed is kept in stash " + shortID(r.Kept)
 	}
@@ -390,6 +413,22 @@ func jobResult(j api.Job) string {
 		text += "; " + r.Warning
 	}
 	return text
+}
+
+// tagsText says which tags were made or moved.
+func tagsText(r *api.Synced) string {
+	var list []string
+	for _, t := range r.Tags {
+		text := t.Name + " -> " + shortID(t.Commit)
+		if t.Was != "" {
+			text += " (was " + shortID(t.Was) + ")"
+		}
+		list = append(list, text)
+	}
+	if len(list) == 0 {
+		return ""
+	}
+	return "; tags " + strings.Join(list, ", ")
 }
 
 func orNothing(s string) string {
