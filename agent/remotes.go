@@ -12,41 +12,12 @@ import (
 	"github.com/drover-data/drover/plan"
 	"github.com/drover-data/drover/remote"
 	"github.com/drover-data/drover/repo"
-	"github.com/drover-data/drover/tree"
 )
 
 // Remotes opens places outside the cluster.
 type Remotes interface {
 	// Open opens a remote by its URL.
 	Open(ctx context.Context, url string) (remote.Store, error)
-}
-
-// commits is what a volume has here, for package exchange.
-type commits struct {
-	a      *Agent
-	volume string // id
-	pool   string // to look in first
-}
-
-func (c commits) Find(ctx context.Context, id string) (exchange.Local, error) {
-	f, err := c.a.Find(ctx, c.volume, id, c.pool)
-	return exchange.Local{Commit: f.Commit, Snapshot: f.Snapshot}, err
-}
-
-// Hints ask the pool that has both commits where they can differ.
-func (c commits) Hints(ctx context.Context, base, id string) (*tree.Hints, error) {
-	to, err := c.a.Find(ctx, c.volume, id, c.pool)
-	if err != nil {
-		return nil, err
-	}
-	from, err := c.a.Find(ctx, c.volume, base, to.Pool)
-	if err != nil {
-		return nil, err
-	}
-	if from.Pool != to.Pool {
-		return nil, nil
-	}
-	return tree.HintsOf(ctx, to.Backend, c.volume, base, id)
 }
 
 // remoteOf finds a remote by its name; "" is origin, or the only one.
@@ -158,11 +129,11 @@ func (a *Agent) push(ctx context.Context, v api.Volume, rec api.Head, r api.Star
 		return nil, err
 	}
 	defer x.Store.Close()
-	g, err := a.Graph(ctx, v.ID)
+	pool := a.commitsOf(v.ID, rec.Pool)
+	g, err := pool.Graph(ctx)
 	if err != nil {
 		return nil, err
 	}
-	pool := commits{a, v.ID, rec.Pool}
 	done := &api.Synced{Relation: string(repo.UpToDate), DryRun: r.DryRun}
 	if len(r.Tags) == 0 {
 		out, err := x.Push(ctx, pool, exchange.Push{Branch: r.To, Tip: rec.Commit, Graph: g, Aside: r.OnDivergence, DryRun: r.DryRun})
@@ -249,11 +220,12 @@ func (a *Agent) bring(ctx context.Context, v api.Volume, pool string, r api.Star
 	if err != nil {
 		return got, err
 	}
-	g, err := a.Graph(ctx, v.ID)
+	here := a.commitsOf(v.ID, pool)
+	g, err := here.Graph(ctx)
 	if err != nil {
 		return got, err
 	}
-	into := exchange.Into{Backend: b, Volume: v.ID, Pool: commits{a, v.ID, pool}, AllowLoss: r.AllowLoss}
+	into := exchange.Into{Backend: b, Volume: v.ID, Pool: here, AllowLoss: r.AllowLoss}
 	if got.tip, got.graph, err = fetchTip(ctx, x, r.Branch, g, into); err != nil {
 		return got, err
 	}
@@ -261,7 +233,7 @@ func (a *Agent) bring(ctx context.Context, v api.Volume, pool string, r api.Star
 		return got, err
 	}
 	into.Graph = got.graph
-	return got, a.fetchTags(ctx, x, v, into, r.AllTags, r.Force, &got)
+	return got, a.fetchTags(ctx, x, v, here, into, r.AllTags, r.Force, &got)
 }
 
 // fetchTip brings what a remote's branch points to.
@@ -360,7 +332,8 @@ func (a *Agent) clone(ctx context.Context, r api.CloneVolume, pool, by string, t
 		return nil, err
 	}
 	defer x.Store.Close()
-	into := exchange.Into{Backend: b, Volume: id, Pool: commits{a, id, pool}, AllowLoss: r.AllowLoss}
+	here := a.commitsOf(id, pool)
+	into := exchange.Into{Backend: b, Volume: id, Pool: here, AllowLoss: r.AllowLoss}
 	tip, g, err := fetchTip(ctx, x, r.Branch, nil, into)
 	if err != nil {
 		_ = os.RemoveAll(a.remoteCache(id))
@@ -383,7 +356,7 @@ func (a *Agent) clone(ctx context.Context, r api.CloneVolume, pool, by string, t
 	}
 	got := brought{tip: tip, graph: g}
 	into.Graph = g
-	err = a.fetchTags(ctx, x, v, into, r.AllTags, false, &got)
+	err = a.fetchTags(ctx, x, v, here, into, r.AllTags, false, &got)
 	if err == nil {
 		err = got.left
 	}

@@ -42,7 +42,8 @@ func (a *Agent) pushTags(ctx context.Context, x *exchange.Remote, v api.Volume, 
 
 // fetchTags makes the remote's tags here whose commits are here; with all it brings
 // the commits of the others. A tag that names another commit here stays, and is told.
-func (a *Agent) fetchTags(ctx context.Context, x *exchange.Remote, v api.Volume, into exchange.Into, all, force bool, got *brought) error {
+func (a *Agent) fetchTags(ctx context.Context, x *exchange.Remote, v api.Volume, here *commits, into exchange.Into, all, force bool, got *brought) error {
+	here.changed() // by the branch that was fetched
 	theirs, err := x.Tags(ctx)
 	if err != nil || len(theirs) == 0 {
 		return err
@@ -57,12 +58,13 @@ func (a *Agent) fetchTags(ctx context.Context, x *exchange.Remote, v api.Volume,
 			taken = append(taken, fmt.Sprintf("%s (here %s, there %s)", t.Name, short(was), short(t.ID)))
 			continue
 		}
-		_, err := into.Pool.Find(ctx, t.ID)
+		_, err := here.Find(ctx, t.ID)
 		if api.Is(err, api.NotFound) {
 			if !all {
 				continue
 			}
 			err = a.fetchTagged(ctx, x, t.ID, &into)
+			here.changed()
 		}
 		if err != nil {
 			return err
