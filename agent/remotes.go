@@ -238,12 +238,9 @@ func (a *Agent) bring(ctx context.Context, v api.Volume, pool string, r api.Star
 
 // fetchTip brings what a remote's branch points to.
 func fetchTip(ctx context.Context, x *exchange.Remote, branch string, g repo.Graph, into exchange.Into) (api.Commit, repo.Graph, error) {
-	theirs, err := x.Branch(ctx, branch)
+	theirs, err := branchOf(ctx, x, "fetch", branch)
 	if err != nil {
 		return api.Commit{}, g, err
-	}
-	if theirs == nil {
-		return api.Commit{}, g, &api.Error{Kind: api.NotFound, Op: "fetch", Object: branch, Reason: x.Store.Info().URL + " has no such branch", Next: "drover ls-remote shows those it has"}
 	}
 	if g, err = x.History(ctx, g, theirs); err != nil {
 		return api.Commit{}, g, err
@@ -375,20 +372,25 @@ func (a *Agent) unlockRemote(ctx context.Context, id string, r api.CloneVolume) 
 }
 
 // Verify begins to read a commit of a remote back.
-func (a *Agent) Verify(_ context.Context, volume, remoteName, branch, by string) (api.Job, error) {
+func (a *Agent) Verify(_ context.Context, volume string, r api.VerifyRemote, by string) (api.Job, error) {
 	v, known := a.record(volume)
 	if !known {
 		return api.Job{}, notHere(a.cfg.Node, volume)
 	}
-	name, from, err := remoteOf(v, remoteName)
+	name, from, err := remoteOf(v, r.Remote)
 	if err != nil {
 		return api.Job{}, err
 	}
-	if branch == "" {
-		branch = v.Branch
+	if r.Branch == "" {
+		r.Branch = v.Branch
+	}
+	if r.Check != nil {
+		if err := r.Check.Check(); err != nil {
+			return api.Job{}, err
+		}
 	}
 	return a.start(api.Job{Kind: "verify", Volume: v.Name, Remote: name, By: by}, func(ctx context.Context, tell func(exchange.Progress)) (*api.Synced, error) {
-		return a.readBack(ctx, v, from, branch, tell)
+		return a.checkBack(ctx, v, name, from, r.Branch, r.Check, tell)
 	}), nil
 }
 
@@ -399,12 +401,9 @@ func (a *Agent) readBack(ctx context.Context, v api.Volume, from api.Remote, bra
 		return nil, err
 	}
 	defer x.Store.Close()
-	s, err := x.Branch(ctx, branch)
+	s, err := branchOf(ctx, x, "verify", branch)
 	if err != nil {
 		return nil, err
-	}
-	if s == nil {
-		return nil, &api.Error{Kind: api.NotFound, Op: "verify", Object: branch, Reason: x.Store.Info().URL + " has no such branch", Next: "drover ls-remote shows those it has"}
 	}
 	return &api.Synced{Relation: string(repo.UpToDate), Branch: branch, To: s.Record.ID, Commits: []string{s.Record.ID}}, x.Verify(ctx, s)
 }

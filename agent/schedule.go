@@ -147,7 +147,7 @@ func (a *Agent) scheduledWork(ctx context.Context, v api.Volume, branch, name st
 		if v.Heads[branch].Commit == "" {
 			break
 		}
-		if err := a.scheduledPush(ctx, v, branch, r, s.Verify); err != nil {
+		if err := a.scheduledPush(ctx, v, branch, r, s); err != nil {
 			errs = append(errs, fmt.Errorf("push to %s: %w", r, err))
 			continue
 		}
@@ -177,16 +177,16 @@ func (a *Agent) scheduledWork(ctx context.Context, v api.Volume, branch, name st
 	return what, nil
 }
 
-func (a *Agent) scheduledPush(ctx context.Context, v api.Volume, branch, name string, verify bool) error {
+func (a *Agent) scheduledPush(ctx context.Context, v api.Volume, branch, name string, s api.Schedule) error {
 	to, known := v.Remotes[name]
 	if !known {
 		return &api.Error{Kind: api.NotFound, Op: "push", Object: v.Name, Reason: "it has no remote " + name}
 	}
 	quiet := func(exchange.Progress) {}
-	if _, err := a.push(ctx, v, v.Heads[branch], api.StartPush{Branch: branch, To: branch}, name, to, quiet); err != nil || !verify {
+	if _, err := a.push(ctx, v, v.Heads[branch], api.StartPush{Branch: branch, To: branch}, name, to, quiet); err != nil || !s.Verify && s.Check == nil {
 		return err
 	}
-	_, err := a.readBack(ctx, v, to, branch, quiet)
+	_, err := a.checkBack(ctx, v, name, to, branch, s.Check, quiet)
 	return err
 }
 

@@ -58,6 +58,14 @@ type CloneVolume struct {
 	AllTags   bool    `json:"allTags,omitempty" doc:"bring all tags with their commits"`
 }
 
+// VerifyRemote is a user's wish to have a remote's branch read back.
+type VerifyRemote struct {
+	Remote string `json:"remote,omitempty" doc:"name; empty is origin, or the only one there is"`
+	Branch string `json:"branch,omitempty" doc:"of the remote; empty is the current branch's name"`
+	// Check restores it besides, and runs a command on it.
+	Check *RestoreCheck `json:"check,omitempty"`
+}
+
 // Job is something that takes a while, as the node tells that does it. It
 // lives in that node's agent and is forgotten with it.
 type Job struct {
@@ -97,6 +105,8 @@ type Synced struct {
 	Warning  string   `json:"warning,omitempty"`
 	// Tags were made or moved, here or there.
 	Tags []MovedTag `json:"tags,omitempty"`
+	// Checked is what the command said that looked at the restored data.
+	Checked string `json:"checked,omitempty"`
 	// Pruned says what a retention at the remote did.
 	Pruned *RemotePruned `json:"pruned,omitempty"`
 }

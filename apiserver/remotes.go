@@ -15,7 +15,7 @@ type Remotes interface {
 	Push(ctx context.Context, volume string, r api.StartPush, by string) (api.Job, error)
 	Fetch(ctx context.Context, volume string, r api.StartFetch, by string) (api.Job, error)
 	Clone(ctx context.Context, r api.CloneVolume, by string) (api.Job, error)
-	Verify(ctx context.Context, volume, remote, branch, by string) (api.Job, error)
+	Verify(ctx context.Context, volume string, r api.VerifyRemote, by string) (api.Job, error)
 	LsRemote(ctx context.Context, volume, remote string, commits bool) (api.RemoteListing, error)
 	PruneRemote(ctx context.Context, volume, remote string, k api.Keep, dryRun bool, by string) (api.Job, error)
 	Job(ctx context.Context, id string, wait bool) (api.Job, error)
@@ -162,8 +162,7 @@ func (s *Server) fetch(ctx context.Context, in *struct {
 
 func (s *Server) verify(ctx context.Context, in *struct {
 	VolumeRef
-	Remote string `query:"remote" doc:"name; empty is origin, or the only one"`
-	Branch string `query:"branch" doc:"of the remote; empty is the current branch's name"`
+	Body api.VerifyRemote
 },
 ) (api.Job, error) {
 	const op = "verify"
@@ -171,9 +170,13 @@ func (s *Server) verify(ctx context.Context, in *struct {
 	if err != nil {
 		return api.Job{}, err
 	}
-	path := "verify?remote=" + escape(in.Remote) + "&branch=" + escape(in.Branch)
-	return near(ctx, s, op, node, v.ID, http.MethodPost, path, nil, func() (api.Job, error) {
-		return s.cfg.Agent.Verify(ctx, v.ID, in.Remote, in.Branch, by(ctx))
+	if in.Body.Check != nil {
+		if err := auth.Allow(identityOf(ctx), auth.Change); err != nil {
+			return api.Job{}, err // it runs a command of the user's
+		}
+	}
+	return near(ctx, s, op, node, v.ID, http.MethodPost, "verify", in.Body, func() (api.Job, error) {
+		return s.cfg.Agent.Verify(ctx, v.ID, in.Body, by(ctx))
 	})
 }
 

@@ -28,6 +28,10 @@ func TestCheckSchedule(t *testing.T) {
 		{"there", api.Schedule{Every: "1h", Push: []string{"r"}, KeepRemote: &api.Keep{Daily: 7}}, ""},
 		{"all", api.Schedule{Every: "1h", Push: []string{"r"}, KeepRemote: &api.Keep{}}, api.Invalid},
 		{"nowhere", api.Schedule{Every: "1h", Commit: true, KeepRemote: &api.Keep{Daily: 7}}, api.Invalid},
+		{"restores", api.Schedule{Every: "1h", Push: []string{"r"}, Check: &api.RestoreCheck{Image: "i", Command: []string{"true"}}}, ""},
+		{"runs", api.Schedule{Every: "1h", Push: []string{"r"}, Check: &api.RestoreCheck{Image: "i"}}, api.Invalid},
+		{"pushes", api.Schedule{Every: "1h", Commit: true, Check: &api.RestoreCheck{Image: "i", Command: []string{"true"}}}, api.Invalid},
+		{"root", api.Schedule{Every: "1h", Push: []string{"r"}, Check: &api.RestoreCheck{Image: "i", Command: []string{"true"}, Path: "/"}}, api.Invalid},
 		{"checks", api.Schedule{Every: "1h", Commit: true, Verify: true}, api.Invalid},
 	} {
 		if err := CheckSchedule(c.name, c.s); api.KindOf(err) != c.kind {

@@ -115,6 +115,24 @@ func cannedJobs(mux *http.ServeMux, at time.Time) {
 	mux.HandleFunc("GET /v1/jobs/{job}", func(w http.ResponseWriter, r *http.Request) {
 		_ = json.NewEncoder(w).Encode(done[r.PathValue("job")])
 	})
+	mux.HandleFunc("POST /v1/volumes/pg/verify", func(w http.ResponseWriter, r *http.Request) {
+		var in api.VerifyRemote
+		_ = json.NewDecoder(r.Body).Decode(&in)
+		j := api.Job{Kind: "verify", Got: 5 << 20, Result: &api.Synced{Branch: "main", To: strings.Repeat("2", 40)}}
+		if c := in.Check; c != nil {
+			if c.Image == "bad" {
+				j.Result, j.Err = nil, &api.Error{Kind: api.Damaged, Op: "check", Object: c.Image, Reason: "the command ended with exit code 3: a row is missing"}
+			} else {
+				j.Result.Checked = strings.Join(c.Command, "|") + " at " + c.Path + " for " + c.Deadline.String()
+			}
+		}
+		begin(w, j)
+	})
+	mux.HandleFunc("PUT /v1/volumes/pg/schedules/{name}", func(w http.ResponseWriter, r *http.Request) {
+		var in api.Schedule
+		_ = json.NewDecoder(r.Body).Decode(&in)
+		_ = json.NewEncoder(w).Encode(api.Volume{Name: "pg", Schedules: map[string]api.Schedule{r.PathValue("name"): in}})
+	})
 	mux.HandleFunc("POST /v1/volumes/pg/push", func(w http.ResponseWriter, r *http.Request) {
 		var in api.StartPush
 		_ = json.NewDecoder(r.Body).Decode(&in)

@@ -241,23 +241,6 @@ func cloneCommand(t *talk) *cobra.Command {
 	return c
 }
 
-func verifyCommand(t *talk) *cobra.Command {
-	var branch string
-	c := &cobra.Command{
-		Use: "verify VOLUME [REMOTE]", Short: "Read a remote's branch back and check every byte", Args: cobra.RangeArgs(1, 2),
-		RunE: func(c *cobra.Command, args []string) error {
-			name := ""
-			if len(args) > 1 {
-				name = args[1]
-			}
-			return t.run(c, volumePath(args[0], "/verify?remote=", url.QueryEscape(name), "&branch=", url.QueryEscape(branch)), nil, false)
-		},
-	}
-	t.flags(c)
-	c.Flags().StringVar(&branch, "branch", "", "branch of the remote (default: the volume's current one)")
-	return c
-}
-
 func jobCommand(t *talk) *cobra.Command {
 	var node string
 	c := &cobra.Command{Use: "job", Short: "Pushes, fetches and the like, as they run"}
@@ -379,7 +362,11 @@ func jobResult(j api.Job) string {
 	case r.Pruned != nil:
 		return prunedText(j)
 	case j.Kind == "verify":
-		return fmt.Sprintf("%s of %s on %s is whole: %s read back in %v", r.Branch, j.Volume, j.Remote, sizeText(j.Got), took)
+		text = fmt.Sprintf("%s of %s on %s is whole: %s read back in %v", r.Branch, j.Volume, j.Remote, sizeText(j.Got), took)
+		if r.Checked != "" {
+			text += "; the check says:\n" + r.Checked
+		}
+		return text
 	case r.DryRun && len(r.Commits)+len(r.Tags) > 0:
 		what := r.Branch
 		if what == "" {

@@ -50,6 +50,7 @@ func scheduleCommand(t *talk) *cobra.Command {
 func scheduleSet(t *talk) *cobra.Command {
 	var s api.Schedule
 	var keep, remoteKeep keepFlags
+	var check checkFlags
 	var level string
 	c := &cobra.Command{
 		Use:   "set VOLUME[@BRANCH] NAME",
@@ -70,6 +71,9 @@ branch or tag points to. Without a change no commit is made.`,
 				return &api.Error{Kind: api.Invalid, Op: "set schedule", Object: args[1], Reason: "it is not said how often", Next: "give --every, as in --every 1h"}
 			}
 			s.Branch, s.Consistency = branch, api.Consistency(level)
+			if s.Check, err = check.read(); err != nil {
+				return err
+			}
 			if s.Keep, err = keep.read(); err != nil {
 				return err
 			}
@@ -91,6 +95,7 @@ branch or tag points to. Without a change no commit is made.`,
 	f.StringSliceVar(&s.Push, "push", nil, "remote to push to")
 	f.BoolVar(&s.Verify, "verify", false, "read back what was pushed, every byte")
 	f.StringVar(&level, "consistency", "", "of the commits: crash, paused or application (default: the best there is)")
+	check.flags(f)
 	keep.flags(f, "", "")
 	remoteKeep.flags(f, "remote-", " at the remotes")
 	return c
@@ -105,7 +110,9 @@ func scheduleText(s api.Schedule) string {
 	if len(s.Push) > 0 {
 		does = append(does, "push to "+strings.Join(s.Push, ", "))
 	}
-	if s.Verify {
+	if s.Check != nil {
+		does = append(does, "restore and check in "+s.Check.Image)
+	} else if s.Verify {
 		does = append(does, "verify")
 	}
 	if s.Keep != nil {
