@@ -6,7 +6,6 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -231,7 +230,7 @@ func (w *sealedWorld) secrets(t *testing.T) {
 	for _, host := range []string{"node1", "node2"} {
 		out := w.run(host, "drover", "events", "-o", "json")
 		if i := slices.IndexFunc(secrets, func(s string) bool { return strings.Contains(out, s) }); i >= 0 {
-			t.Error(fmt.Sprintf("secret %d is in the events of %s", i, host))
+			t.Errorf("secret %d is in the events of %s", i, host)
 		}
 	}
 }

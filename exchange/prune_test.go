@@ -171,6 +171,13 @@ func TestKeysChange(t *testing.T) {
 		}
 		must(t, r.Verify(ctx, s))
 	}
+	// Who knows of no key pushes nothing in clear beside it.
+	clear := at(dir, nil)
+	more := p.commit(t, 99, func(string) {}, ids[2])
+	if _, err := clear.Push(ctx, p, Push{Branch: "main", Tip: more, Graph: p.commits}); !api.Is(err, api.Denied) || !strings.Contains(err.Error(), keys[1].ID()) || !strings.Contains(err.Error(), "unlock") {
+		t.Errorf("in clear: %v", err)
+	}
+	delete(p.commits, more)
 	// Whoever has but the new one is told which is missing.
 	young := at(dir, nil)
 	young.Cache, young.Key = filepath.Join(dir, "young"), keys[1]

@@ -55,6 +55,10 @@ func (r *Remote) Push(ctx context.Context, pool Pool, p Push) (Pushed, error) {
 	if err != nil {
 		return out, err
 	}
+	if theirs != nil && theirs.Record.Key != "" && r.Key == nil {
+		// Somebody has sealed it since: in clear ours would show what theirs hides.
+		return out, &api.Error{Kind: api.Denied, Op: op, Object: p.Branch, Reason: "what is there is sealed with the key " + theirs.Record.Key + ", ours would be in clear", Next: "drover remote key unlock brings the key here, and seals with it from then on"}
+	}
 	g := p.Graph
 	if theirs != nil {
 		out.Theirs = theirs.Record.ID
