@@ -13,39 +13,43 @@ import (
 // notes remembers what the notes of snapshots say: they never change, and a
 // head looks at all of its volume's again and again.
 type notes struct {
-	mu      sync.Mutex
-	commits map[string]map[string]*api.Commit // guarded by mu; volume -> snapshot -> nil for what is no commit
+	mu   sync.Mutex
+	read map[string]map[string]repo.Note // guarded by mu; volume -> snapshot -> its note without reflog
 }
 
-func (n *notes) of(s storage.Snapshot) *api.Commit {
+// of gives the commit that a snapshot is, nil for none.
+func (n *notes) of(s storage.Snapshot) *api.Commit { return n.note(s).Commit }
+
+func (n *notes) note(s storage.Snapshot) repo.Note {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	known, ok := n.commits[s.Volume][s.ID]
+	known, ok := n.read[s.Volume][s.ID]
 	if ok {
 		return known
 	}
-	c := repo.ReadNote(s.Note).Commit
-	if c != nil && c.ID != s.ID {
-		c = nil // a note that speaks of another snapshot makes no commit
+	x := repo.ReadNote(s.Note)
+	x.RefLog = nil
+	if x.Commit != nil && x.Commit.ID != s.ID {
+		x.Commit = nil // a note that speaks of another snapshot makes no commit
 	}
-	if n.commits == nil {
-		n.commits = map[string]map[string]*api.Commit{}
+	if n.read == nil {
+		n.read = map[string]map[string]repo.Note{}
 	}
-	if n.commits[s.Volume] == nil {
-		n.commits[s.Volume] = map[string]*api.Commit{}
+	if n.read[s.Volume] == nil {
+		n.read[s.Volume] = map[string]repo.Note{}
 	}
-	n.commits[s.Volume][s.ID] = c
-	return c
+	n.read[s.Volume][s.ID] = x
+	return x
 }
 
 func (n *notes) forget(volume, id string) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if id == "" {
-		delete(n.commits, volume)
+		delete(n.read, volume)
 		return
 	}
-	delete(n.commits[volume], id)
+	delete(n.read[volume], id)
 }
 
 // Found is a commit that a pool of this node holds.

@@ -170,11 +170,15 @@ func (x *hold) lockTables(ctx context.Context, hook api.Hook, in container.Conta
 		}
 	}
 	// Closing the session is enough for the server to release the lock.
+	if err := say(ctx, "FLUSH TABLES WITH READ LOCK;", "drover-locked"); err != nil {
+		s.Close()
+		return err
+	}
 	x.onEnd(func(ctx context.Context) error {
 		defer s.Close()
 		return say(ctx, "UNLOCK TABLES;", "drover-released")
 	})
-	return say(ctx, "FLUSH TABLES WITH READ LOCK;", "drover-locked")
+	return nil
 }
 
 // saveRedis has the data set written out in the background, and waits for it.

@@ -189,7 +189,7 @@ func (m *mover) snapshot(ctx context.Context, rec api.Head, a plan.TakeSnapshot,
 	id := m.h.a.deps.NewID()
 	var note []byte
 	if a.Final {
-		if note, err = m.h.farewell(ctx); err != nil {
+		if note, err = m.h.farewell(ctx, nil); err != nil {
 			return err
 		}
 	}
@@ -249,7 +249,7 @@ func (m *mover) seal(ctx context.Context, rec api.Head, j journal) error {
 		}
 	}
 	m.stoppedNow()
-	note, err := m.h.farewell(ctx)
+	note, err := m.h.farewell(ctx, &repo.Sealed{Node: m.h.a.cfg.Node, Pool: rec.Pool, Branch: m.h.key.branch, Epoch: rec.Epoch, Move: rec.Move.ID})
 	if err != nil {
 		return err
 	}
@@ -365,17 +365,18 @@ func (m *mover) sendCommit(ctx context.Context, v api.Volume, rec api.Head, a pl
 	return nil
 }
 
-// farewell is the note of a head's last snapshot: it takes the reflog along.
-func (h *head) farewell(ctx context.Context) ([]byte, error) {
+// farewell is the note of a head's last snapshot: it takes the reflog along,
+// and says of what head it is all there is.
+func (h *head) farewell(ctx context.Context, sealed *repo.Sealed) ([]byte, error) {
 	log, _, err := h.reflog(ctx)
-	if err != nil || len(log) == 0 {
+	if err != nil || len(log) == 0 && sealed == nil {
 		return nil, err
 	}
 	packed, err := repo.PackRefLog(log)
 	if err != nil {
 		return nil, err
 	}
-	return json.Marshal(repo.Note{RefLog: packed})
+	return json.Marshal(repo.Note{RefLog: packed, Sealed: sealed})
 }
 
 // working gives a context that ends when the wish is withdrawn.
@@ -566,12 +567,8 @@ func (m *mover) unfence(ctx context.Context, o plan.Observed) error {
 	}
 	m.h.mounting.Lock()
 	defer m.h.mounting.Unlock()
-	if j.Sealed != "" && j.Epoch == rec.Epoch {
-		if sealer, ok := storage.As[storage.Sealer](b); ok {
-			if _, err := sealer.Unseal(ctx, m.h.key.volume, j.Sealed, m.h.storageKey()); err != nil && !api.Is(err, api.NotFound) {
-				return err
-			}
-		}
+	if err := m.unseal(ctx, rec, j, b); err != nil {
+		return err
 	}
 	if err := m.h.keepNote(ctx, rec.Pool, o.Volume, rec.Epoch, ""); err != nil {
 		return err
@@ -583,6 +580,42 @@ func (m *mover) unfence(ctx context.Context, o plan.Observed) error {
 		return m.forget()
 	}
 	return m.write(journal{Move: j.Move, Epoch: rec.Epoch, Stopped: j.Stopped})
+}
+
+// unseal makes the head of the snapshot again that it was made for a move.
+func (m *mover) unseal(ctx context.Context, rec api.Head, j journal, b storage.Backend) error {
+	sealer, ok := storage.As[storage.Sealer](b)
+	if !ok {
+		return nil
+	}
+	id := ""
+	if j.Epoch == rec.Epoch {
+		id = j.Sealed
+	}
+	if id == "" {
+		// The journal may be gone; what the snapshot says is not.
+		p, err := m.h.a.pool(rec.Pool)
+		if err != nil {
+			return err
+		}
+		list, err := b.Snapshots(ctx, m.h.key.volume)
+		if err != nil {
+			return err
+		}
+		for _, s := range list {
+			if x := sealedHead(m.h.a, p, m.h.key.branch, rec, []storage.Snapshot{s}); x != nil {
+				id = s.ID
+			}
+		}
+	}
+	if id == "" {
+		return nil
+	}
+	_, err := sealer.Unseal(ctx, m.h.key.volume, id, m.h.storageKey())
+	if api.Is(err, api.NotFound) || api.Is(err, api.Exists) {
+		return nil // it was done before
+	}
+	return err
 }
 
 // stopStopping ends what a withdrawn move does to the containers, and waits

@@ -104,10 +104,18 @@ func (h *head) observePool(ctx context.Context, p *pool, v api.Volume, j journal
 	if err != nil {
 		return err
 	}
-	sealed := false
+	sealed := sealedHead(h.a, p, h.key.branch, v.Heads[h.key.branch], snapshots)
 	for _, s := range snapshots {
-		o.Snapshots = append(o.Snapshots, plan.Snapshot{Pool: p.name, ID: s.ID, Order: s.Order, Commit: h.a.notes.of(s) != nil, Created: s.Created})
-		sealed = sealed || (j.Sealed != "" && s.ID == j.Sealed && p.name == j.Pool)
+		x := plan.Snapshot{Pool: p.name, ID: s.ID, Order: s.Order, Created: s.Created}
+		n := h.a.notes.note(s)
+		x.Commit = n.Commit != nil
+		if n.Sealed != nil && n.Sealed.Node == h.a.cfg.Node && n.Sealed.Pool == p.name {
+			x.Sealed, x.SealedEpoch = n.Sealed.Branch, n.Sealed.Epoch
+		}
+		o.Snapshots = append(o.Snapshots, x)
+		if j.Sealed != "" && s.ID == j.Sealed && p.name == j.Pool {
+			sealed = &repo.Sealed{Epoch: j.Epoch, Move: j.Move}
+		}
 	}
 	_, sizes := storage.As[storage.Sizer](p.backend)
 	hd, err := p.backend.Head(ctx, h.storageKey())
@@ -118,10 +126,22 @@ func (h *head) observePool(ctx context.Context, p *pool, v api.Volume, j journal
 			Pool: p.name, Epoch: n.Epoch, Released: n.Released != "", ReleasedFor: n.Released, Size: hd.Size,
 			Sizes: sizes && p.seen().HardSizes, Stale: n.stale(v), Behind: h.forgetful(n, v, p.name),
 		})
-	case api.Is(err, api.NotFound) && sealed:
-		o.Copies = append(o.Copies, plan.Copy{Pool: p.name, Epoch: j.Epoch, Released: true, ReleasedFor: j.Move, Size: v.Size, Sealed: true})
+	case api.Is(err, api.NotFound) && sealed != nil:
+		o.Copies = append(o.Copies, plan.Copy{Pool: p.name, Epoch: sealed.Epoch, Released: true, ReleasedFor: sealed.Move, Size: v.Size, Sealed: true})
 	case !api.Is(err, api.NotFound):
 		return err
+	}
+	return nil
+}
+
+// sealedHead finds the snapshot that the owner's head was made for a move, from
+// what it says itself: the journal of the move may be gone.
+func sealedHead(a *Agent, p *pool, branch string, rec api.Head, list []storage.Snapshot) *repo.Sealed {
+	for _, s := range list {
+		x := a.notes.note(s).Sealed
+		if x != nil && x.Node == a.cfg.Node && x.Pool == p.name && x.Branch == branch && rec.Node == x.Node && rec.Pool == x.Pool && rec.Epoch == x.Epoch {
+			return x
+		}
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package agent_test
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"strings"
@@ -18,6 +19,9 @@ type journey struct {
 	name             string
 	fromSlow, toSlow bool
 	here             bool // to the other pool of the same node
+	// withdrawn: the volume has a second branch, and the move is withdrawn
+	// before what went wrong is mended.
+	withdrawn bool
 }
 
 var journeys = []journey{
@@ -26,6 +30,7 @@ var journeys = []journey{
 	{name: "directory to native", fromSlow: true},
 	{name: "within the node", here: true},
 	{name: "within the node, from a directory", here: true, fromSlow: true},
+	{name: "withdrawn", withdrawn: true},
 }
 
 // hurt is what goes wrong at a call.
@@ -96,6 +101,16 @@ func journeyRun(t *testing.T, j journey, nth int, h hurt, what string) []string 
 	s := &script{w: w, volumes: map[string]string{}}
 	s.setUpOne("alpha", "a", fromPool)
 	time.Sleep(3 * time.Second)
+	if j.withdrawn {
+		ctx, a := context.Background(), w.hosts["a"].current().a
+		if _, err := a.Commit(ctx, s.volumes["alpha"], api.MakeCommit{Branch: "main", Message: "m"}, "user"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := a.Branch(ctx, s.volumes["alpha"], api.MakeBranch{Name: "before"}, "user"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(3 * time.Second)
+	}
 	w.mu.Lock()
 	start := w.faults.count
 	w.faults.names = nil
@@ -109,6 +124,11 @@ func journeyRun(t *testing.T, j journey, nth int, h hurt, what string) []string 
 	w.mu.Unlock()
 	_ = s.move("alpha", to, toPool, api.UsersMove)
 	time.Sleep(8 * time.Second)
+	if j.withdrawn {
+		if _, err := w.truth.CancelMove(context.Background(), s.volumes["alpha"], "main", ""); err != nil && !api.Is(err, api.Conflict) && !api.Is(err, api.NotFound) {
+			t.Fatal(err)
+		}
+	}
 	w.mu.Lock()
 	calls := append([]string(nil), w.faults.names...)
 	w.mu.Unlock()

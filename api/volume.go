@@ -18,10 +18,13 @@ type Volume struct {
 	Deleted *Deletion         `json:"deleted,omitempty" doc:"set while the volume waits to be purged"`
 	// What follows is its history's references, each bounded in number: see
 	// docs/design/history.md. Commits themselves are not here.
-	Tags      map[string]string   `json:"tags,omitempty" doc:"commit id by tag"`
-	Remotes   map[string]Remote   `json:"remotes,omitempty" doc:"by name"`
-	Tracking  map[string]string   `json:"tracking,omitempty" doc:"commit id by remote/branch, as last seen there"`
-	Dropped   []Dropped           `json:"dropped,omitempty" doc:"deleted branches that can be brought back"`
+	Tags     map[string]string `json:"tags,omitempty" doc:"commit id by tag"`
+	Remotes  map[string]Remote `json:"remotes,omitempty" doc:"by name"`
+	Tracking map[string]string `json:"tracking,omitempty" doc:"commit id by remote/branch, as last seen there"`
+	Dropped  []Dropped         `json:"dropped,omitempty" doc:"deleted branches that can be brought back"`
+	// Past is the highest epoch of any branch that is gone: a node that was away
+	// may still hold a copy, and no branch of that name may be taken for it.
+	Past      uint64              `json:"past,omitempty" doc:"highest epoch of a branch that is gone"`
 	Hook      *Hook               `json:"hook,omitempty" doc:"makes commits application-consistent"`
 	Schedules map[string]Schedule `json:"schedules,omitempty" doc:"by name"`
 	Version   int64               `json:"version" doc:"grows with every change of the record; send it back for a conditional change"`

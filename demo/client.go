@@ -99,6 +99,21 @@ type Tally struct {
 	Acked int64
 	Last  int64         // highest number acknowledged
 	Stall time.Duration // longest time between two acknowledgements
+	Gaps  []Gap         // those of a tenth of a second and more, in order
+}
+
+// Gap is a time without an acknowledgement.
+type Gap struct{ From, To time.Time }
+
+// Longest is the longest gap that touches a span of time.
+func (t Tally) Longest(from, to time.Time) time.Duration {
+	var most time.Duration
+	for _, g := range t.Gaps {
+		if g.From.Before(to) && g.To.After(from) {
+			most = max(most, g.To.Sub(g.From))
+		}
+	}
+	return most
 }
 
 // Count reads a client's output.
@@ -118,6 +133,9 @@ func Count(r io.Reader) (Tally, error) {
 		t.Last = max(t.Last, w.N)
 		if !before.IsZero() {
 			t.Stall = max(t.Stall, w.At.Sub(before))
+			if w.At.Sub(before) >= 100*time.Millisecond {
+				t.Gaps = append(t.Gaps, Gap{before, w.At})
+			}
 		}
 		before = w.At
 	}

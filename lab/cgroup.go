@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/moby/sys/mountinfo"
@@ -72,6 +73,44 @@ func inheritCPUSet(point, group string) error {
 			if err := os.WriteFile(path, bytes.TrimSpace(value), 0); err != nil {
 				return fmt.Errorf("set up cgroup: %w", err)
 			}
+		}
+	}
+	return nil
+}
+
+// thaw lets frozen processes of a group and all below it go on, such as those of
+// paused containers: until then not even SIGKILL ends them.
+func thaw(group string) error {
+	points, err := hierarchies()
+	if err != nil {
+		return err
+	}
+	for _, point := range points {
+		err := filepath.WalkDir(filepath.Join(point, group), func(path string, d fs.DirEntry, err error) error {
+			switch {
+			case errors.Is(err, fs.ErrNotExist):
+				return nil
+			case err != nil || d.IsDir():
+				return err
+			}
+			on, off := "THAWED", "FREEZING FROZEN" // version 1
+			switch d.Name() {
+			case "freezer.state":
+			case "cgroup.freeze":
+				on, off = "0", "1"
+			default:
+				return nil
+			}
+			if now, err := os.ReadFile(path); err != nil || !strings.Contains(off, strings.TrimSpace(string(now))) {
+				return nil
+			}
+			if err := os.WriteFile(path, []byte(on), 0); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("thaw cgroup: %w", err)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
 		}
 	}
 	return nil

@@ -52,6 +52,7 @@ func (l *Lab) down() error {
 	rec := l.snapshot()
 	var errs []error
 	if rec.Boot == bootID() {
+		errs = append(errs, thaw(rec.cgroup()))
 		for i := range rec.Hosts {
 			errs = append(errs, rec.Hosts[i].Holder.kill())
 		}
@@ -84,6 +85,9 @@ func powerOff(rec *record, name string) error {
 	host := rec.host(name)
 	if host == nil {
 		return fmt.Errorf("no host %s", name)
+	}
+	if err := thaw(rec.cgroup() + "/" + name); err != nil {
+		return err
 	}
 	if err := host.Holder.kill(); err != nil {
 		return err

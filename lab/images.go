@@ -22,8 +22,9 @@ import (
 
 // Names of the images that a lab can make without any registry.
 const (
-	PostgresImageName = "drover-lab/postgres:15"
-	BusyboxImageName  = "drover-lab/busybox:1"
+	PostgresImageName  = "drover-lab/postgres:15"
+	DatabasesImageName = "drover-lab/databases:1"
+	BusyboxImageName   = "drover-lab/busybox:1"
 )
 
 // CacheDir is where images are kept between runs: $DROVER_CACHE or the user's
@@ -94,18 +95,53 @@ func PostgresImage(ctx context.Context, cacheDir string, progress io.Writer) (st
 			Entrypoint: []string{"/entrypoint"}, Cmd: []string{"postgres", "-c", "listen_addresses=*", "-c", "jit=off"}, StopSignal: "SIGINT",
 		},
 		build: func(ctx context.Context, root string) error {
-			args := []string{"--mode=root", "--variant=essential", "--include=postgresql-15", "--format=directory"}
-			for _, p := range pruned {
-				args = append(args, "--dpkgopt=path-exclude="+p)
-			}
-			args = append(args,
-				`--customize-hook=rm -rf "$1"/var/lib/postgresql/15 "$1"/etc/postgresql "$1"/var/lib/apt "$1"/var/cache/apt "$1"/usr/lib/x86_64-linux-gnu/perl "$1"/usr/share/perl "$1"/var/log/*`,
-				"bookworm", root, "-")
-			if err := command(ctx, aptSources(), "mmdebstrap", args...); err != nil {
+			if err := debian(ctx, root, "postgresql-15", `"$1"/var/lib/postgresql/15 "$1"/etc/postgresql`); err != nil {
 				return err
 			}
 			sockets := filepath.Join(root, "run/postgresql") // mmdebstrap leaves /run empty
 			return errors.Join(os.MkdirAll(sockets, 0o755), os.Chmod(sockets, 0o777|os.ModeSticky))
+		},
+	})
+}
+
+// debian makes a small Debian with some packages in root, without what clutter
+// names.
+func debian(ctx context.Context, root, packages, clutter string) error {
+	args := []string{"--mode=root", "--variant=essential", "--include=" + packages, "--format=directory"}
+	for _, p := range pruned {
+		args = append(args, "--dpkgopt=path-exclude="+p)
+	}
+	args = append(args,
+		`--customize-hook=rm -rf `+clutter+` "$1"/var/lib/apt "$1"/var/cache/apt "$1"/usr/lib/x86_64-linux-gnu/perl "$1"/usr/share/perl "$1"/var/log/*`,
+		"bookworm", root, "-")
+	return command(ctx, aptSources(), "mmdebstrap", args...)
+}
+
+const databasesEntrypoint = `#!/bin/sh
+set -e
+data=/var/lib/data
+case "$1" in
+mariadbd)
+	mkdir -p "$data" /run/mysqld
+	chown mysql:mysql "$data" /run/mysqld
+	[ -d "$data/mysql" ] || mariadb-install-db --user=mysql --datadir="$data" --skip-test-db --auth-root-authentication-method=normal >/dev/null
+	exec "$@" --no-defaults --user=mysql --datadir="$data" --socket=/run/mysqld/mysqld.sock --skip-networking ;;
+redis-server)
+	exec "$@" --dir "$data" --save '' --bind 127.0.0.1 ;;
+esac
+exec "$@"
+`
+
+// DatabasesImage gives the path of a tar for "docker load" with MariaDB and
+// Redis from Debian, named DatabasesImageName: the command is mariadbd or
+// redis-server, its data is in /var/lib/data, and it trusts everybody in the
+// container: for tests only.
+func DatabasesImage(ctx context.Context, cacheDir string, progress io.Writer) (string, error) {
+	return cachedImage(ctx, cacheDir, progress, recipe{
+		name: DatabasesImageName, packages: []string{"mmdebstrap"}, script: databasesEntrypoint,
+		config: imageConfig{Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"}, Entrypoint: []string{"/entrypoint"}, Cmd: []string{"mariadbd"}},
+		build: func(ctx context.Context, root string) error {
+			return debian(ctx, root, "mariadb-server,redis-server", `"$1"/var/lib/mysql/*`)
 		},
 	})
 }

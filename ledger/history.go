@@ -276,7 +276,7 @@ func CheckBranch(v api.Volume, op, name string) error {
 // epochOf is the first epoch of a branch that is made now: later than any that
 // a copy of a branch of that name may have on some pool.
 func epochOf(v api.Volume, branch string) uint64 {
-	e := uint64(1)
+	e := v.Past + 1
 	for _, d := range v.Dropped {
 		if d.Branch == branch {
 			e = max(e, d.Epoch+1)
@@ -372,7 +372,7 @@ func dropBranch(v api.Volume, d DropBranch, now time.Time, grace time.Duration) 
 	if len(v.Dropped) >= api.MaxDropped {
 		return v, &api.Error{Kind: api.Exhausted, Op: op, Object: v.Name, Reason: fmt.Sprintf("%d deleted branches wait for their grace to end", len(v.Dropped)), Next: "try again after " + oldest(v.Dropped).UTC().Format(time.DateTime) + " UTC"}
 	}
-	v.Heads = maps.Clone(v.Heads)
+	v.Heads, v.Past = maps.Clone(v.Heads), max(v.Past, h.Epoch)
 	delete(v.Heads, d.Branch)
 	v.Dropped = append(slices.Clone(v.Dropped), api.Dropped{
 		Branch: d.Branch, Commit: h.Commit, Kept: d.Kept, Node: h.Node, Pool: h.Pool, Epoch: h.Epoch, By: d.By, At: now, Purge: now.Add(grace),
@@ -440,6 +440,7 @@ func renameBranch(v api.Volume, r RenameBranch, now time.Time) (api.Volume, erro
 	if r.Seed == "" {
 		return v, &api.Error{Kind: api.Invalid, Op: op, Object: v.Name, Reason: "the snapshot it is to begin as is to be given"}
 	}
+	v.Past = max(v.Past, h.Epoch)
 	h.Epoch = epochOf(v, r.To)
 	h.Since, h.Seed, h.SeedVolume, h.Ready, h.Away = now, r.Seed, "", false, nil
 	h.Tip = &api.Tip{Op: "rename", From: h.Commit, By: r.By, At: now, Note: "was " + r.Branch}

@@ -28,6 +28,15 @@ type Snapshot struct {
 	// Commit says that its note names a commit; Created is when this copy came.
 	Commit  bool
 	Created time.Time
+	// Sealed is the branch whose head of epoch SealedEpoch it is, "" for none.
+	Sealed      string
+	SealedEpoch uint64
+}
+
+// is reports whether a snapshot is a head in disguise that the record counts on.
+func (s Snapshot) is(o Observed) bool {
+	h, there := o.Volume.Heads[s.Sealed]
+	return s.Sealed != "" && there && h.Node == o.Node && h.Pool == s.Pool && h.Epoch <= s.SealedEpoch
 }
 
 // Observed is what a node sees of one branch of one volume.
@@ -286,7 +295,7 @@ func former(o Observed, h api.Head) []Action {
 func thin(o Observed, h api.Head) []Action {
 	var out []Action
 	for _, s := range o.Snapshots {
-		if s.ID == h.Seed || o.Base[s.ID] || o.Needed[s.ID] || o.Pools[s.Pool] == api.PoolGone || o.Pools[s.Pool] == api.PoolReadOnly {
+		if s.ID == h.Seed || s.is(o) || o.Base[s.ID] || o.Needed[s.ID] || o.Pools[s.Pool] == api.PoolGone || o.Pools[s.Pool] == api.PoolReadOnly {
 			continue
 		}
 		if o.Keep[s.ID] || (s.Commit && (o.Unsure || o.Now.Sub(s.Created) < unreached)) {

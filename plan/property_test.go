@@ -31,7 +31,9 @@ func anything(t *rapid.T) Observed {
 		}
 		for _, id := range []string{"s", "x", "y"} {
 			if flip("snapshot " + id) {
-				o.Snapshots = append(o.Snapshots, Snapshot{Pool: p, ID: id})
+				s := Snapshot{Pool: p, ID: id, Sealed: pick("sealed", "", "main", "kept", "gone")}
+				s.SealedEpoch = epoch("sealed epoch")
+				o.Snapshots = append(o.Snapshots, s)
 			}
 		}
 	}
@@ -136,6 +138,10 @@ func TestNextIsSafe(t *testing.T) {
 				check(mine && h.Ready && o.Volume.Deleted == nil, "users are let in where the head is not owned")
 			case DropSnapshot:
 				check(a.ID != h.Seed && !o.Base[a.ID] && !o.Needed[a.ID], "a snapshot is dropped that is needed")
+				for _, s := range o.Snapshots {
+					x, there := o.Volume.Heads[s.Sealed]
+					check(s.ID != a.ID || s.Pool != a.Pool || !there || x.Node != o.Node || x.Pool != s.Pool || s.SealedEpoch < x.Epoch, "a snapshot is dropped that is a branch's head")
+				}
 			case PurgeVolume:
 				check(mine && o.Volume.Deleted != nil && !o.Now.Before(o.Volume.Deleted.Purge) && !o.InUse, "data is purged that is not to be purged")
 			case HandOver:

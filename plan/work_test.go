@@ -125,6 +125,22 @@ func TestThinKeepsHistory(t *testing.T) {
 	}
 }
 
+// A head that was made a snapshot for a move that was withdrawn while the agent
+// was away is all there is: no other branch of the volume clears it away.
+func TestThinKeepsSealedHeads(t *testing.T) {
+	o := seen(func(o *Observed, _ *api.Head) {
+		o.Snapshots = []Snapshot{
+			{Pool: "p", ID: "head", Sealed: "x", SealedEpoch: 5},
+			{Pool: "p", ID: "former", Sealed: "x", SealedEpoch: 4},
+			{Pool: "p", ID: "gone", Sealed: "y", SealedEpoch: 9},
+		}
+	})
+	o.Volume.Heads["x"] = api.Head{Node: o.Node, Pool: "p", Epoch: 5, Ready: true}
+	if got := text(thin(o, o.Volume.Heads["main"])); got != "remove snapshot former from pool p; remove snapshot gone from pool p" {
+		t.Error(got)
+	}
+}
+
 // A branch that the record does not have goes only when it was let go of.
 func TestStray(t *testing.T) {
 	o := seen(func(o *Observed, _ *api.Head) {

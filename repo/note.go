@@ -15,6 +15,18 @@ type Note struct {
 	Commit *api.Commit `json:"commit,omitempty"`
 	// RefLog travels with the last snapshot of a move; see PackRefLog.
 	RefLog []byte `json:"reflog,omitempty"`
+	// Sealed says that the snapshot is the head itself, until the record says
+	// that another node or epoch has it: the only copy of what was written last.
+	Sealed *Sealed `json:"sealed,omitempty"`
+}
+
+// Sealed is the head that a snapshot was before a move.
+type Sealed struct {
+	Node   string `json:"node"`
+	Pool   string `json:"pool"`
+	Branch string `json:"branch"`
+	Epoch  uint64 `json:"epoch"`
+	Move   string `json:"move"`
 }
 
 // ReadNote reads a snapshot's note; one that cannot be read is of no commit.

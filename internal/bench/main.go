@@ -33,7 +33,9 @@ func main() {
 	flag.StringVar(&b.binary, "drover", "bin/drover", "path of the drover binary")
 	flag.IntVar(&b.scale, "scale", 170, "of pgbench: 170 is 2.5 GB")
 	flag.IntVar(&b.runs, "runs", 5, "of each measurement")
-	only := flag.String("only", "", "comma-separated: idle, mount, move, downtime, memory, control")
+	flag.StringVar(&b.pool, "pool", "16G", "size of each host's pool; the disk holds three")
+	flag.StringVar(&b.logs, "logs", "", "directory that the agents' logs of every action are copied to")
+	only := flag.String("only", "", "comma-separated: idle, mount, move, downtime, large, push, memory, control")
 	flag.Parse()
 	path, err := filepath.Abs(b.binary)
 	if err != nil {
@@ -50,6 +52,7 @@ func main() {
 type bench struct {
 	binary      string
 	scale, runs int
+	pool, logs  string
 	out         io.Writer
 	lab         *lab.Lab
 	stage       demo.Stage
@@ -64,7 +67,7 @@ func (b *bench) run(ctx context.Context, only string) (err error) {
 	parts := []struct {
 		name string
 		do   func(context.Context) error
-	}{{"idle", lab(b.idle)}, {"mount", lab(b.mount)}, {"move", lab(b.move)}, {"downtime", lab(b.downtime)}, {"memory", lab(b.memory)}, {"control", b.control}}
+	}{{"idle", lab(b.idle)}, {"mount", lab(b.mount)}, {"move", lab(b.move)}, {"downtime", lab(b.downtime)}, {"large", lab(b.large)}, {"push", lab(b.push)}, {"memory", lab(b.memory)}, {"control", b.control}}
 	b.machine()
 	for _, p := range parts {
 		if only != "" && !slices.Contains(strings.Split(only, ","), p.name) {
@@ -99,10 +102,28 @@ func (b *bench) inLab(ctx context.Context, do func(context.Context) error) (err 
 	}
 	defer func() { err = errors.Join(err, b.lab.Down(context.WithoutCancel(ctx))) }()
 	b.stage = demo.Stage{Lab: b.lab, Binary: b.binary}
-	if err := b.lab.StartCluster(ctx, lab.ClusterOptions{Binary: b.binary, PoolSize: "12G"}); err != nil {
+	if err := b.lab.StartCluster(ctx, lab.ClusterOptions{Binary: b.binary, PoolSize: b.pool, Verbose: b.logs != ""}); err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, b.keepLogs()) }()
 	return do(ctx)
+}
+
+// keepLogs copies what the agents wrote, before the lab goes.
+func (b *bench) keepLogs() error {
+	if b.logs == "" {
+		return nil
+	}
+	for _, h := range b.lab.Hosts() {
+		text, err := os.ReadFile(h.Log("agent"))
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(b.logs, h.Name()+".log"), text, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (b *bench) load(ctx context.Context, image func(context.Context, string, io.Writer) (string, error)) error {
@@ -141,7 +162,7 @@ func (b *bench) seconds(ctx context.Context, host string, script string) (float6
 	if err != nil {
 		return 0, err
 	}
-	out, err := h.Exec(ctx, "bash", "-c", "begin=$(date +%s%N); { "+script+"; } >/dev/null; echo $(( $(date +%s%N) - begin ))")
+	out, err := h.Exec(ctx, "bash", "-c", "set -e; begin=$(date +%s%N); { "+script+"; } >/dev/null; echo $(( $(date +%s%N) - begin ))")
 	if err != nil {
 		return 0, err
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/demo"
 	"github.com/drover-data/drover/lab"
 )
@@ -51,12 +52,18 @@ func (b *bench) move(ctx context.Context) error {
 	return nil
 }
 
-// downtime moves a database under pgbench to and fro.
-func (b *bench) downtime(ctx context.Context) error {
+// downtime moves a database under pgbench to and fro, and restarts its
+// container under the same load.
+func (b *bench) downtime(ctx context.Context) error { return b.downtimeOf(ctx, b.scale) }
+
+// large is the same with four times as much data.
+func (b *bench) large(ctx context.Context) error { return b.downtimeOf(ctx, 4*b.scale) }
+
+func (b *bench) downtimeOf(ctx context.Context, scale int) error {
 	if err := b.load(ctx, lab.PostgresImage); err != nil {
 		return err
 	}
-	if err := b.stage.Database(ctx, "node1", b.scale); err != nil {
+	if err := b.stage.Database(ctx, "node1", scale); err != nil {
 		return err
 	}
 	client, err := b.stage.StartClient(ctx, "node3")
@@ -64,17 +71,37 @@ func (b *bench) downtime(ctx context.Context) error {
 		return err
 	}
 	defer client.Stop()
+	// The first move carries everything; the median is of those after it.
+	if _, err := b.stage.Move(ctx, "node2"); err != nil {
+		return err
+	}
 	var away, sent []float64
-	at, to := "node1", "node2"
+	var moves, restarts []demo.Gap
+	at, to := "node2", "node1"
 	for range b.runs {
-		load := b.pgbench(ctx, at)
+		h, err := b.lab.Host(at)
+		if err != nil {
+			return err
+		}
+		load, begin := b.pgbench(ctx, at), time.Now()
+		_, err = h.Docker(ctx, "restart", "-t", "60", demo.Container)
+		load()
+		if err != nil {
+			return err
+		}
+		pause(ctx, 3*time.Second)
+		restarts = append(restarts, demo.Gap{From: begin, To: time.Now()})
+		load, begin = b.pgbench(ctx, at), time.Now()
 		p, err := b.stage.Move(ctx, to)
 		load()
 		if err != nil {
 			return err
 		}
+		pause(ctx, 3*time.Second)
+		moves = append(moves, demo.Gap{From: begin, To: time.Now()})
 		away = append(away, float64(p.Downtime.Microseconds())/1000)
 		sent = append(sent, float64(p.Sent)/1e6)
+		b.say("%s", steps(p))
 		at, to = to, at
 	}
 	if err := client.Stop(); err != nil {
@@ -88,11 +115,32 @@ func (b *bench) downtime(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var stalls, over []float64
+	for i := range moves {
+		move, restart := tally.Longest(moves[i].From, moves[i].To), tally.Longest(restarts[i].From, restarts[i].To)
+		stalls = append(stalls, move.Seconds()*1000)
+		over = append(over, (move-restart).Seconds()*1000)
+	}
 	b.header()
 	b.figure("volume away, under pgbench", away, "ms")
 	b.figure("bytes sent by a move", sent, "MB")
-	b.say("client's longest stall %d ms; %d rows, %d acknowledged, %d lost", tally.Stall.Milliseconds(), rows, tally.Acked, lost)
+	b.figure("client's stall", stalls, "ms")
+	b.figure("client's stall over that of docker restart", over, "ms")
+	b.say("%d rows, %d acknowledged, %d lost", rows, tally.Acked, lost)
 	return nil
+}
+
+// steps tells what a move's rounds carried and took.
+func steps(p api.MoveProgress) string {
+	var out []string
+	for _, r := range p.Rounds {
+		name := "round"
+		if r.Final {
+			name = "last"
+		}
+		out = append(out, fmt.Sprintf("%s %.1f MB in %d ms", name, float64(r.Sent)/1e6, r.Took.Milliseconds()))
+	}
+	return fmt.Sprintf("away %d ms: %s", p.Downtime.Milliseconds(), strings.Join(out, ", "))
 }
 
 // pgbench writes to the database on a host until the returned function is called.

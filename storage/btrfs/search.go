@@ -69,8 +69,9 @@ func inodesSince(fd int, transid uint64, f func(inodeItem) (bool, error)) error 
 		MinObjectID: firstInode, MaxObjectID: ^uint64(0), MaxOffset: ^uint64(0),
 		MinTransid: transid + 1, MaxTransid: ^uint64(0), MaxType: ^uint32(0),
 	}
-	return search(fd, a, func(x inodeItem) (bool, error) {
-		if x.Transid <= transid {
+	return search(fd, a, inodeItemKey, func(ino, _ uint64, item []byte) (bool, error) {
+		x, ok := parseInode(ino, item)
+		if !ok || x.Transid <= transid {
 			return true, nil
 		}
 		return f(x)
@@ -82,15 +83,16 @@ func inode(fd int, ino uint64) (x inodeItem, found bool, err error) {
 	a := new(searchArgs)
 	a.BufSize = searchBuffer
 	a.Key = searchKey{MinObjectID: ino, MaxObjectID: ino, MinType: inodeItemKey, MaxType: inodeItemKey, MaxTransid: ^uint64(0)}
-	err = search(fd, a, func(y inodeItem) (bool, error) {
-		x, found = y, true
+	err = search(fd, a, inodeItemKey, func(ino, _ uint64, item []byte) (bool, error) {
+		x, found = parseInode(ino, item)
 		return false, nil
 	})
 	return x, found, err
 }
 
-// search calls f for the inode items that a search gives.
-func search(fd int, a *searchArgs, f func(inodeItem) (bool, error)) error {
+// search calls f for the items of one type that a search gives, in order of
+// inode and offset, until f returns false.
+func search(fd int, a *searchArgs, want uint32, f func(ino, offset uint64, item []byte) (bool, error)) error {
 	for {
 		a.Key.Items = ^uint32(0)
 		if err := ioctl(fd, iocTreeSearch, unsafe.Pointer(a)); err != nil {
@@ -111,11 +113,9 @@ func search(fd int, a *searchArgs, f func(inodeItem) (bool, error)) error {
 			if b = b[searchHeader:]; size > len(b) {
 				return unix.EPROTO
 			}
-			if kind == inodeItemKey {
-				if x, ok := parseInode(ino, b[:size]); ok {
-					if more, err := f(x); err != nil || !more {
-						return err
-					}
+			if kind == want {
+				if more, err := f(ino, offset, b[:size]); err != nil || !more {
+					return err
 				}
 			}
 			b = b[size:]

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -63,9 +64,9 @@ func (b *Backend) Send(ctx context.Context, spec storage.SendSpec) (io.ReadClose
 	return s, nil
 }
 
-func (b *Backend) startSend(ctx context.Context, op string, spec storage.SendSpec) (*hostfs.Pump, error) {
+func (b *Backend) startSend(ctx context.Context, op string, spec storage.SendSpec) (s sending, err error) {
 	if err := errors.Join(hostfs.CheckID("volume", spec.Volume), hostfs.CheckID("snapshot", spec.ID)); err != nil {
-		return nil, err
+		return s, err
 	}
 	if spec.Format == "" {
 		spec.Format = b.Format()
@@ -73,39 +74,62 @@ func (b *Backend) startSend(ctx context.Context, op string, spec storage.SendSpe
 	object := spec.Volume + "@" + spec.ID
 	version, ok := versionOf(spec.Format)
 	if !ok || version > kernelVersion() {
-		return nil, &api.Error{Kind: api.Unsupported, Op: op, Object: object, Reason: fmt.Sprintf("this host does not send format %q", spec.Format)}
+		return s, &api.Error{Kind: api.Unsupported, Op: op, Object: object, Reason: fmt.Sprintf("this host does not send format %q", spec.Format)}
 	}
 	p, unlock, err := b.enter(ctx, spec.Volume)
 	if err != nil {
-		return nil, err
+		return s, err
 	}
 	defer unlock()
 	if _, err := b.snapshot(p, op, spec.Volume, spec.ID); err != nil {
-		return nil, err
+		return s, err
 	}
 	fd, err := openSubvol(p.root, hostfs.SnapshotPath(spec.Volume, spec.ID))
 	if err != nil {
-		return nil, err
+		return s, err
 	}
 	var clone []uint64
-	var parent uint64
+	var parent, since uint64
 	if spec.Base != "" {
 		base, err := b.snapshot(p, op, spec.Volume, spec.Base)
 		if err != nil {
 			unix.Close(fd)
-			return nil, err
+			return s, err
 		}
 		parent = base.Order // a snapshot's Order is its tree's id
 		clone = []uint64{parent}
+		since = b.lastWrite(p, spec.Volume, spec.Base) + 1
 	}
-	s, err := hostfs.NewPump(ctx, func(err error) error { return b.fail(op, object, err) }, func(_ context.Context, w *os.File) error {
+	s.w = newWindow()
+	s.Pump, err = hostfs.NewPump(ctx, func(err error) error { return b.fail(op, object, err) }, func(ctx context.Context, w *os.File) error {
 		defer unix.Close(fd)
+		if !spec.SizeOnly {
+			var reading sync.WaitGroup
+			reading.Go(func() { readAhead(ctx, fd, since, s.w) })
+			defer reading.Wait()
+			defer s.w.end()
+		}
 		return send(fd, int(w.Fd()), parent, clone, version, spec.SizeOnly)
 	})
 	if err != nil {
 		unix.Close(fd)
 	}
 	return s, err
+}
+
+// lastWrite is the transaction in which a snapshot got its content; 0 if that
+// cannot be found out.
+func (b *Backend) lastWrite(p *pool, volume, id string) uint64 {
+	fd, err := openSubvol(p.root, hostfs.SnapshotPath(volume, id))
+	if err != nil {
+		return 0
+	}
+	defer unix.Close(fd)
+	info, err := getSubvolInfo(fd)
+	if err != nil {
+		return 0
+	}
+	return info.Generation
 }
 
 // Estimate implements storage.Estimator: the kernel gives the stream with
