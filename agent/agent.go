@@ -128,6 +128,8 @@ type Agent struct {
 	moves   moves
 	// PoolsChanged is sent to when what Pools says has changed much.
 	PoolsChanged chan struct{}
+	keysWanted   chan struct{}   // wakes followKeys
+	trials       map[string]bool // guarded by mu; ids of those that run
 	group        *errgroup.Group
 	ctx          context.Context // of Run
 }
@@ -166,8 +168,8 @@ func New(cfg Config, deps Deps) (*Agent, error) {
 	}
 	a := &Agent{
 		cfg: cfg, deps: deps, index: ix, refs: rf,
-		PoolsChanged: make(chan struct{}, 1),
-		pools:        map[string]*pool{}, heads: map[headKey]*head{}, left: map[headKey]*head{}, copying: map[string]bool{}, cloning: map[string]bool{}, holds: map[string]*hold{}, names: map[string]string{},
+		PoolsChanged: make(chan struct{}, 1), keysWanted: make(chan struct{}, 1),
+		pools: map[string]*pool{}, heads: map[headKey]*head{}, left: map[headKey]*head{}, trials: map[string]bool{}, copying: map[string]bool{}, cloning: map[string]bool{}, holds: map[string]*hold{}, names: map[string]string{},
 	}
 	if err := a.holdIfBehind(); err != nil {
 		ix.close()
@@ -205,6 +207,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return a.watchPools(ctx) })
 	group.Go(func() error { a.sweepNowAndThen(ctx); return nil })
 	group.Go(func() error { a.followSchedules(ctx); return nil })
+	group.Go(func() error { a.followKeys(ctx); return nil })
+	group.Go(func() error { a.endTrials(ctx); return nil })
 	return group.Wait()
 }
 
@@ -301,6 +305,7 @@ func (a *Agent) take(v api.Volume, fresh bool) {
 	for _, h := range mine {
 		h.setRecord(v, fresh)
 	}
+	a.wantKeys(v)
 }
 
 // tell hands a record to the heads that are there, without keeping it for a

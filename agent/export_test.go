@@ -3,6 +3,7 @@ package agent
 import (
 	"time"
 
+	"github.com/drover-data/drover/exchange"
 	"github.com/drover-data/drover/peer"
 )
 
@@ -74,3 +75,6 @@ func (a *Agent) Health() map[string][2]string {
 
 // NoteEpoch reads the epoch from a note beside the data.
 func NoteEpoch(text []byte) uint64 { return readNote(text).Epoch }
+
+// CommitsOf is what a push is given of a volume.
+func (a *Agent) CommitsOf(volume, pool string) exchange.Pool { return a.commitsOf(volume, pool) }

@@ -95,11 +95,16 @@ func (a *Agent) Graph(ctx context.Context, volume string) (repo.Graph, error) {
 // Find gives a commit that a pool of this node holds, one in the pool named
 // first; NotFound when none does.
 func (a *Agent) Find(ctx context.Context, volume, commit, pool string) (Found, error) {
-	const op = "find commit"
 	list, complete, err := a.held(ctx, volume)
 	if err != nil {
 		return Found{}, err
 	}
+	return a.choose(list, complete, commit, pool)
+}
+
+// choose is Find in what was listed.
+func (a *Agent) choose(list []Found, complete bool, commit, pool string) (Found, error) {
+	const op = "find commit"
 	at := -1
 	for i, f := range list {
 		if f.Commit.ID == commit && (at < 0 || f.Pool == pool) {

@@ -31,6 +31,7 @@ var (
 	bucketRefLog    = []byte("reflog")    // volume@branch -> savedLog, between a head and the one that follows it
 	bucketMeta      = []byte("meta")      // "incarnation" -> of the cluster, to which the pools were last reported
 	bucketSchedules = []byte("schedules") // volume/schedule -> ran
+	bucketTrials    = []byte("trials")    // scratch volume id -> trial
 	bucketWaiting   = []byte("waiting")   // volume@branch -> since when a container waits for the head
 )
 
@@ -51,7 +52,7 @@ func openIndex(path string) (*index, error) {
 		return nil, errors.Join(err, db.Close())
 	}
 	err = db.Update(func(tx *bbolt.Tx) error {
-		for _, name := range [][]byte{bucketVolumes, bucketNames, bucketJournal, bucketPrepared, bucketBases, bucketWaiting, bucketPools, bucketArriving, bucketCopies, bucketHeld, bucketWork, bucketRefLog, bucketMeta, bucketSchedules} {
+		for _, name := range [][]byte{bucketVolumes, bucketNames, bucketJournal, bucketPrepared, bucketBases, bucketWaiting, bucketPools, bucketArriving, bucketCopies, bucketHeld, bucketWork, bucketRefLog, bucketMeta, bucketSchedules, bucketTrials} {
 			if _, err := tx.CreateBucketIfNotExists(name); err != nil {
 				return err
 			}

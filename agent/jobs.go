@@ -75,6 +75,9 @@ func (x *job) tell(p exchange.Progress) {
 		x.now.ToGet += p.Total
 	case "writing":
 		x.now.Wrote += p.Bytes
+	case "removing":
+		x.now.Freed += p.Bytes
+		x.now.ToFree += p.Total
 	}
 }
 

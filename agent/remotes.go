@@ -12,43 +12,12 @@ import (
 	"github.com/drover-data/drover/plan"
 	"github.com/drover-data/drover/remote"
 	"github.com/drover-data/drover/repo"
-	"github.com/drover-data/drover/tree"
 )
 
 // Remotes opens places outside the cluster.
 type Remotes interface {
 	// Open opens a remote by its URL.
 	Open(ctx context.Context, url string) (remote.Store, error)
-	// Key gives a key of this node by its id; "" is none.
-	Key(id string) (exchange.Key, error)
-}
-
-// commits is what a volume has here, for package exchange.
-type commits struct {
-	a      *Agent
-	volume string // id
-	pool   string // to look in first
-}
-
-func (c commits) Find(ctx context.Context, id string) (exchange.Local, error) {
-	f, err := c.a.Find(ctx, c.volume, id, c.pool)
-	return exchange.Local{Commit: f.Commit, Snapshot: f.Snapshot}, err
-}
-
-// Hints ask the pool that has both commits where they can differ.
-func (c commits) Hints(ctx context.Context, base, id string) (*tree.Hints, error) {
-	to, err := c.a.Find(ctx, c.volume, id, c.pool)
-	if err != nil {
-		return nil, err
-	}
-	from, err := c.a.Find(ctx, c.volume, base, to.Pool)
-	if err != nil {
-		return nil, err
-	}
-	if from.Pool != to.Pool {
-		return nil, nil
-	}
-	return tree.HintsOf(ctx, to.Backend, c.volume, base, id)
 }
 
 // remoteOf finds a remote by its name; "" is origin, or the only one.
@@ -70,17 +39,19 @@ func remoteOf(v api.Volume, name string) (string, api.Remote, error) {
 }
 
 // openRemote opens a volume's remote for an exchange.
-func (a *Agent) openRemote(ctx context.Context, volume string, r api.Remote, tell func(exchange.Progress)) (*exchange.Remote, error) {
-	store, err := a.deps.Remotes.Open(ctx, r.URL)
+func (a *Agent) openRemote(ctx context.Context, v api.Volume, r api.Remote, tell func(exchange.Progress)) (*exchange.Remote, error) {
+	x, err := a.lookAt(ctx, v, r)
 	if err != nil {
 		return nil, err
 	}
-	key, err := a.deps.Remotes.Key(r.Key)
-	if err != nil {
-		_ = store.Close()
-		return nil, err
+	x.Progress = tell
+	if r.Key != "" {
+		if x.Key, err = a.obtain(ctx, v, r.Key); err != nil {
+			_ = x.Store.Close()
+			return nil, err
+		}
 	}
-	return &exchange.Remote{Store: store, Cache: a.remoteCache(volume), Key: key, Now: a.deps.Now, Progress: tell}, nil
+	return x, nil
 }
 
 // remoteCache is where indexes and digests of a volume are kept between exchanges.
@@ -88,21 +59,27 @@ func (a *Agent) remoteCache(volume string) string {
 	return filepath.Join(a.cfg.DataDir, "agent", "remotes", volume)
 }
 
-// SetRemote names a remote after it has answered.
+// SetRemote names a remote after it has answered, and its keys are here.
 func (a *Agent) SetRemote(ctx context.Context, volume string, r api.NameRemote) (api.Volume, error) {
-	store, err := a.deps.Remotes.Open(ctx, r.URL)
+	v, known := a.record(volume)
+	if !known {
+		return api.Volume{}, notHere(a.cfg.Node, volume)
+	}
+	x, err := a.lookAt(ctx, v, api.Remote{URL: r.URL})
 	if err != nil {
 		return api.Volume{}, err
 	}
-	defer store.Close()
-	if err := store.Check(ctx, true); err != nil {
+	defer x.Store.Close()
+	if err := x.Store.Check(ctx, true); err != nil {
 		return api.Volume{}, err
 	}
-	if _, err := a.deps.Remotes.Key(r.Key); err != nil {
+	key, old, err := a.settleKey(ctx, x, v, r.Key, r.Open)
+	if err != nil {
 		return api.Volume{}, err
 	}
 	// What the store says of itself has no secrets in it.
-	return a.deps.Ledger.Change(ctx, volume, ledger.Change{Remote: &ledger.SetRemote{Name: r.Name, Remote: &api.Remote{URL: store.Info().URL, Key: r.Key}, Replace: r.Replace}})
+	to := &api.Remote{URL: x.Store.Info().URL, Key: key, Old: old}
+	return a.deps.Ledger.Change(ctx, volume, ledger.Change{Remote: &ledger.SetRemote{Name: r.Name, Remote: to, Replace: r.Replace}})
 }
 
 // Push begins to bring a branch's commits to a remote.
@@ -123,7 +100,12 @@ func (a *Agent) Push(_ context.Context, volume string, r api.StartPush, by strin
 	if err != nil {
 		return api.Job{}, err
 	}
-	if rec.Commit == "" {
+	for _, t := range r.Tags {
+		if _, known := v.Tags[t]; !known {
+			return api.Job{}, &api.Error{Kind: api.NotFound, Op: op, Object: v.Name, Reason: "it has no tag " + t, Next: "drover tag " + v.Name + " lists those it has"}
+		}
+	}
+	if rec.Commit == "" && len(r.Tags) == 0 {
 		return api.Job{}, &api.Error{Kind: api.Invalid, Op: op, Object: v.Name + "@" + r.Branch, Reason: "it has no commit yet", Next: "drover commit " + v.Name + " -m … makes the first"}
 	}
 	if r.To == "" {
@@ -142,25 +124,33 @@ func (a *Agent) Push(_ context.Context, volume string, r api.StartPush, by strin
 }
 
 func (a *Agent) push(ctx context.Context, v api.Volume, rec api.Head, r api.StartPush, name string, to api.Remote, tell func(exchange.Progress)) (*api.Synced, error) {
-	x, err := a.openRemote(ctx, v.ID, to, tell)
+	x, err := a.openRemote(ctx, v, to, tell)
 	if err != nil {
 		return nil, err
 	}
 	defer x.Store.Close()
-	g, err := a.Graph(ctx, v.ID)
+	pool := a.commitsOf(v.ID, rec.Pool)
+	g, err := pool.Graph(ctx)
 	if err != nil {
 		return nil, err
 	}
-	out, err := x.Push(ctx, commits{a, v.ID, rec.Pool}, exchange.Push{Branch: r.To, Tip: rec.Commit, Graph: g, Aside: r.OnDivergence, DryRun: r.DryRun})
-	done := &api.Synced{Relation: string(out.Relation), Branch: out.Branch, From: out.Theirs, To: rec.Commit, Commits: out.Commits, Skipped: out.Skipped, DryRun: r.DryRun, Changed: out.Changed, Warning: out.Warning}
-	if err != nil || r.DryRun {
-		return done, err
+	done := &api.Synced{Relation: string(repo.UpToDate), DryRun: r.DryRun}
+	if len(r.Tags) == 0 {
+		out, err := x.Push(ctx, pool, exchange.Push{Branch: r.To, Tip: rec.Commit, Graph: g, Aside: r.OnDivergence, DryRun: r.DryRun})
+		done = &api.Synced{Relation: string(out.Relation), Branch: out.Branch, From: out.Theirs, To: rec.Commit, Commits: out.Commits, Skipped: out.Skipped, DryRun: r.DryRun, Changed: out.Changed, Warning: out.Warning}
+		if err != nil {
+			return done, err
+		}
+		if out.Relation == repo.Ahead {
+			done.To = out.Theirs
+		}
+		if !r.DryRun {
+			if err := a.track(ctx, v.ID, name, out.Branch, done.To); err != nil {
+				return done, err
+			}
+		}
 	}
-	at := rec.Commit
-	if out.Relation == repo.Ahead {
-		at, done.To = out.Theirs, out.Theirs
-	}
-	return done, a.track(ctx, v.ID, name, out.Branch, at)
+	return done, a.pushTags(ctx, x, v, pool, g, r, done)
 }
 
 // track notes where a remote's branch is.
@@ -194,48 +184,63 @@ func (a *Agent) Fetch(_ context.Context, volume string, r api.StartFetch, by str
 		return api.Job{}, err
 	}
 	return a.start(api.Job{Kind: kind, Volume: v.Name, Remote: name, By: by}, func(ctx context.Context, tell func(exchange.Progress)) (*api.Synced, error) {
-		tip, g, err := a.bring(ctx, v, rec.Pool, r, name, from, tell)
+		got, err := a.bring(ctx, v, rec.Pool, r, name, from, tell)
 		if err != nil {
 			return nil, err
 		}
+		tip, g := got.tip, got.graph
 		done := &api.Synced{Branch: r.Branch, To: tip.ID, Commits: []string{tip.ID}, Relation: string(g.Relate(tip.ID, rec.Commit))}
-		if r.Into == "" {
-			return done, nil
+		if r.Into != "" {
+			if done, err = a.advanceTo(ctx, h, g, tip, r, by); err != nil {
+				return done, err
+			}
 		}
-		return a.advanceTo(ctx, h, g, tip, r, by)
+		done.Tags, done.Warning = got.tags, got.warning
+		return done, got.left
 	}), nil
 }
 
-// bring brings the tip of a remote's branch into a pool.
-func (a *Agent) bring(ctx context.Context, v api.Volume, pool string, r api.StartFetch, name string, from api.Remote, tell func(exchange.Progress)) (api.Commit, repo.Graph, error) {
-	x, err := a.openRemote(ctx, v.ID, from, tell)
+// brought is what a fetch brought.
+type brought struct {
+	tip     api.Commit
+	graph   repo.Graph
+	tags    []api.MovedTag
+	warning string
+	left    error // tags that were asked for and could not be made
+}
+
+// bring brings the tip of a remote's branch into a pool, and tags.
+func (a *Agent) bring(ctx context.Context, v api.Volume, pool string, r api.StartFetch, name string, from api.Remote, tell func(exchange.Progress)) (got brought, err error) {
+	x, err := a.openRemote(ctx, v, from, tell)
 	if err != nil {
-		return api.Commit{}, nil, err
+		return got, err
 	}
 	defer x.Store.Close()
 	b, err := a.backend(pool)
 	if err != nil {
-		return api.Commit{}, nil, err
+		return got, err
 	}
-	g, err := a.Graph(ctx, v.ID)
+	here := a.commitsOf(v.ID, pool)
+	g, err := here.Graph(ctx)
 	if err != nil {
-		return api.Commit{}, nil, err
+		return got, err
 	}
-	tip, g, err := fetchTip(ctx, x, r.Branch, g, exchange.Into{Backend: b, Volume: v.ID, Pool: commits{a, v.ID, pool}, AllowLoss: r.AllowLoss})
-	if err != nil {
-		return tip, g, err
+	into := exchange.Into{Backend: b, Volume: v.ID, Pool: here, AllowLoss: r.AllowLoss}
+	if got.tip, got.graph, err = fetchTip(ctx, x, r.Branch, g, into); err != nil {
+		return got, err
 	}
-	return tip, g, a.track(ctx, v.ID, name, r.Branch, tip.ID)
+	if err := a.track(ctx, v.ID, name, r.Branch, got.tip.ID); err != nil {
+		return got, err
+	}
+	into.Graph = got.graph
+	return got, a.fetchTags(ctx, x, v, here, into, r.AllTags, r.Force, &got)
 }
 
 // fetchTip brings what a remote's branch points to.
 func fetchTip(ctx context.Context, x *exchange.Remote, branch string, g repo.Graph, into exchange.Into) (api.Commit, repo.Graph, error) {
-	theirs, err := x.Branch(ctx, branch)
+	theirs, err := branchOf(ctx, x, "fetch", branch)
 	if err != nil {
 		return api.Commit{}, g, err
-	}
-	if theirs == nil {
-		return api.Commit{}, g, &api.Error{Kind: api.NotFound, Op: "fetch", Object: branch, Reason: x.Store.Info().URL + " has no such branch", Next: "drover ls-remote shows those it has"}
 	}
 	if g, err = x.History(ctx, g, theirs); err != nil {
 		return api.Commit{}, g, err
@@ -312,7 +317,11 @@ func (a *Agent) clone(ctx context.Context, r api.CloneVolume, pool, by string, t
 		delete(a.cloning, id)
 		a.mu.Unlock()
 	}()
-	x, err := a.openRemote(ctx, id, api.Remote{URL: r.URL, Key: r.Key}, tell)
+	from, err := a.unlockRemote(ctx, id, r)
+	if err != nil {
+		return nil, err
+	}
+	x, err := a.openRemote(ctx, api.Volume{ID: id}, from, tell)
 	if err != nil {
 		return nil, err
 	}
@@ -321,7 +330,9 @@ func (a *Agent) clone(ctx context.Context, r api.CloneVolume, pool, by string, t
 		_ = os.RemoveAll(a.remoteCache(id))
 		return nil, err
 	}
-	tip, _, err := fetchTip(ctx, x, r.Branch, nil, exchange.Into{Backend: b, Volume: id, Pool: commits{a, id, pool}, AllowLoss: r.AllowLoss})
+	here := a.commitsOf(id, pool)
+	into := exchange.Into{Backend: b, Volume: id, Pool: here, AllowLoss: r.AllowLoss}
+	tip, g, err := fetchTip(ctx, x, r.Branch, nil, into)
 	if err != nil {
 		_ = os.RemoveAll(a.remoteCache(id))
 		return nil, err
@@ -329,7 +340,7 @@ func (a *Agent) clone(ctx context.Context, r api.CloneVolume, pool, by string, t
 	v, err := a.deps.Ledger.Create(ctx, ledger.Create{
 		ID: id, Name: r.Name, Size: r.Size, Node: a.cfg.Node, Pool: pool, Seed: tip.ID, Commit: tip.ID, Branch: r.Branch,
 		Tip:     &api.Tip{Op: repo.OpClone, By: by, At: a.deps.Now().UTC(), Note: "from " + x.Store.Info().URL},
-		Remotes: map[string]api.Remote{"origin": {URL: x.Store.Info().URL, Key: r.Key}},
+		Remotes: map[string]api.Remote{"origin": from},
 	})
 	if err != nil {
 		return nil, err
@@ -338,83 +349,62 @@ func (a *Agent) clone(ctx context.Context, r api.CloneVolume, pool, by string, t
 	if err := a.track(ctx, id, "origin", r.Branch, tip.ID); err != nil {
 		return nil, err
 	}
-	return &api.Synced{Relation: string(repo.FastForward), Branch: r.Branch, To: tip.ID, Commits: []string{tip.ID}, Volume: v.Name}, a.ready(ctx, id, r.Branch, branchWait)
+	if err := a.ready(ctx, id, r.Branch, branchWait); err != nil {
+		return nil, err
+	}
+	got := brought{tip: tip, graph: g}
+	into.Graph = g
+	err = a.fetchTags(ctx, x, v, here, into, r.AllTags, false, &got)
+	if err == nil {
+		err = got.left
+	}
+	return &api.Synced{Relation: string(repo.FastForward), Branch: r.Branch, To: tip.ID, Commits: []string{tip.ID}, Volume: v.Name, Tags: got.tags, Warning: got.warning}, err
+}
+
+// unlockRemote brings the keys here that cloning a remote takes.
+func (a *Agent) unlockRemote(ctx context.Context, id string, r api.CloneVolume) (api.Remote, error) {
+	x, err := a.lookAt(ctx, api.Volume{ID: id}, api.Remote{URL: r.URL})
+	if err != nil {
+		return api.Remote{}, err
+	}
+	defer x.Store.Close()
+	key, old, err := a.settleKey(ctx, x, api.Volume{ID: id}, r.Key, r.Open)
+	return api.Remote{URL: x.Store.Info().URL, Key: key, Old: old}, err
 }
 
 // Verify begins to read a commit of a remote back.
-func (a *Agent) Verify(_ context.Context, volume, remoteName, branch, by string) (api.Job, error) {
+func (a *Agent) Verify(_ context.Context, volume string, r api.VerifyRemote, by string) (api.Job, error) {
 	v, known := a.record(volume)
 	if !known {
 		return api.Job{}, notHere(a.cfg.Node, volume)
 	}
-	name, from, err := remoteOf(v, remoteName)
+	name, from, err := remoteOf(v, r.Remote)
 	if err != nil {
 		return api.Job{}, err
 	}
-	if branch == "" {
-		branch = v.Branch
+	if r.Branch == "" {
+		r.Branch = v.Branch
+	}
+	if r.Check != nil {
+		if err := r.Check.Check(); err != nil {
+			return api.Job{}, err
+		}
 	}
 	return a.start(api.Job{Kind: "verify", Volume: v.Name, Remote: name, By: by}, func(ctx context.Context, tell func(exchange.Progress)) (*api.Synced, error) {
-		return a.readBack(ctx, v, from, branch, tell)
+		return a.checkBack(ctx, v, name, from, r.Branch, r.Check, tell)
 	}), nil
 }
 
 // readBack reads all of a remote's branch and checks it.
 func (a *Agent) readBack(ctx context.Context, v api.Volume, from api.Remote, branch string, tell func(exchange.Progress)) (*api.Synced, error) {
-	x, err := a.openRemote(ctx, v.ID, from, tell)
+	x, err := a.openRemote(ctx, v, from, tell)
 	if err != nil {
 		return nil, err
 	}
 	defer x.Store.Close()
-	s, err := x.Branch(ctx, branch)
+	s, err := branchOf(ctx, x, "verify", branch)
 	if err != nil {
 		return nil, err
-	}
-	if s == nil {
-		return nil, &api.Error{Kind: api.NotFound, Op: "verify", Object: branch, Reason: x.Store.Info().URL + " has no such branch", Next: "drover ls-remote shows those it has"}
 	}
 	return &api.Synced{Relation: string(repo.UpToDate), Branch: branch, To: s.Record.ID, Commits: []string{s.Record.ID}}, x.Verify(ctx, s)
-}
-
-// LsRemote lists what a remote has.
-func (a *Agent) LsRemote(ctx context.Context, volume, remoteName string) ([]api.RemoteRef, error) {
-	v, known := a.record(volume)
-	if !known {
-		return nil, notHere(a.cfg.Node, volume)
-	}
-	_, from, err := remoteOf(v, remoteName)
-	if err != nil {
-		return nil, err
-	}
-	x, err := a.openRemote(ctx, v.ID, from, nil)
-	if err != nil {
-		return nil, err
-	}
-	defer x.Store.Close()
-	var out []api.RemoteRef
-	for _, kind := range []struct{ prefix, name string }{{remote.BranchPrefix, "branch"}, {remote.TagPrefix, "tag"}} {
-		refs, err := x.Store.Refs(ctx, kind.prefix)
-		if err != nil {
-			return nil, err
-		}
-		for _, ref := range refs {
-			name, whole := remote.Unescape(ref.Name[len(kind.prefix):])
-			if !whole {
-				name = ref.Name
-			}
-			full, err := x.Store.Ref(ctx, ref.Name)
-			if api.Is(err, api.NotFound) {
-				continue
-			}
-			if err != nil {
-				return nil, err
-			}
-			s, err := x.Load(ctx, full.Desc.Digest)
-			if err != nil {
-				return nil, err
-			}
-			out = append(out, api.RemoteRef{Kind: kind.name, Name: name, Commit: s.Record.ID, Message: s.Record.Message, Time: s.Record.Time, Bytes: s.Record.Content.Bytes, Digest: s.Record.Content.Digest})
-		}
-	}
-	return out, nil
 }

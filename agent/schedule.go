@@ -43,25 +43,7 @@ func (a *Agent) followSchedules(ctx context.Context) {
 
 // scheduled lists the volumes with schedules, by name, that this node knows.
 func (a *Agent) scheduled() []api.Volume {
-	seen := map[string]api.Volume{}
-	a.mu.Lock()
-	for key, h := range a.heads {
-		if v, fresh, _ := h.state(); fresh && v.Deleted == nil && len(v.Schedules) > 0 {
-			seen[key.volume] = v
-		}
-	}
-	a.mu.Unlock()
-	return slices.SortedFunc(maps.Values(seen), func(x, y api.Volume) int { return compareNames(x.Name, y.Name) })
-}
-
-func compareNames(x, y string) int {
-	switch {
-	case x < y:
-		return -1
-	case x > y:
-		return 1
-	}
-	return 0
+	return a.volumesHere(func(v api.Volume, fresh bool) bool { return fresh && len(v.Schedules) > 0 })
 }
 
 // ran is what is remembered of a schedule on this node.
@@ -165,11 +147,20 @@ func (a *Agent) scheduledWork(ctx context.Context, v api.Volume, branch, name st
 		if v.Heads[branch].Commit == "" {
 			break
 		}
-		if err := a.scheduledPush(ctx, v, branch, r, s.Verify); err != nil {
+		if err := a.scheduledPush(ctx, v, branch, r, s); err != nil {
 			errs = append(errs, fmt.Errorf("push to %s: %w", r, err))
 			continue
 		}
 		what += ", pushed to " + r
+		if s.KeepRemote == nil {
+			continue
+		}
+		out, err := a.pruneRemote(ctx, v, v.Remotes[r], *s.KeepRemote, false, nil)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("prune %s: %w", r, err))
+		} else if len(out.Dropped) > 0 {
+			what += fmt.Sprintf(", %d commits dropped there", len(out.Dropped))
+		}
 	}
 	if err := errors.Join(errs...); err != nil {
 		return "", err // nothing is pruned that a remote may lack
@@ -186,16 +177,16 @@ func (a *Agent) scheduledWork(ctx context.Context, v api.Volume, branch, name st
 	return what, nil
 }
 
-func (a *Agent) scheduledPush(ctx context.Context, v api.Volume, branch, name string, verify bool) error {
+func (a *Agent) scheduledPush(ctx context.Context, v api.Volume, branch, name string, s api.Schedule) error {
 	to, known := v.Remotes[name]
 	if !known {
 		return &api.Error{Kind: api.NotFound, Op: "push", Object: v.Name, Reason: "it has no remote " + name}
 	}
 	quiet := func(exchange.Progress) {}
-	if _, err := a.push(ctx, v, v.Heads[branch], api.StartPush{Branch: branch, To: branch}, name, to, quiet); err != nil || !verify {
+	if _, err := a.push(ctx, v, v.Heads[branch], api.StartPush{Branch: branch, To: branch}, name, to, quiet); err != nil || !s.Verify && s.Check == nil {
 		return err
 	}
-	_, err := a.readBack(ctx, v, to, branch, quiet)
+	_, err := a.checkBack(ctx, v, name, to, branch, s.Check, quiet)
 	return err
 }
 

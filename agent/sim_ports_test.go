@@ -447,6 +447,11 @@ func (n *network) Release(ctx context.Context, node string, r peer.Release) erro
 	return n.call(node, "Release", func(l *life) error { return l.a.Release(ctx, r) })
 }
 
+func (n *network) Key(_ context.Context, node string, r peer.KeyRequest) (k peer.Key, err error) {
+	err = n.call(node, "Key", func(l *life) error { k, err = l.a.KeyFor(r.ID); return err })
+	return k, err
+}
+
 func (n *network) Dial(_ context.Context, node string) (net.Conn, error) {
 	return through(n.l, "peer Dial", func() (net.Conn, error) {
 		l, err := n.to(node)

@@ -2,6 +2,7 @@ package api
 
 import (
 	"fmt"
+	"path"
 	"regexp"
 	"strings"
 	"time"
@@ -78,6 +79,8 @@ type Remote struct {
 	URL string `json:"url" doc:"registry.example.com/team/pg, s3://bucket/prefix, file:///path or hub://host/team/pg"`
 	// Key is the id of the key that seals what is pushed; empty: in clear.
 	Key string `json:"key,omitempty"`
+	// Old are ids of keys that it had before, for reading what they sealed.
+	Old []string `json:"old,omitempty"`
 }
 
 // Hook prepares an application so that a commit is consistent for it.
@@ -103,10 +106,46 @@ type Schedule struct {
 	Push   []string `json:"push,omitempty" doc:"names of remotes"`
 	// Keep is the retention applied after each run; nil keeps everything.
 	Keep *Keep `json:"keep,omitempty"`
+	// KeepRemote is the same for the remotes that are pushed to.
+	KeepRemote *Keep `json:"keepRemote,omitempty"`
 	// Verify reads the branch back from the remotes it is pushed to.
 	Verify bool `json:"verify,omitempty"`
+	// Check restores it from there besides, and runs a command on it.
+	Check *RestoreCheck `json:"check,omitempty"`
 	// Consistency is asked of each commit; empty is the best that the volume can.
 	Consistency Consistency `json:"consistency,omitempty"`
+}
+
+// RestoreCheck is a command that says whether restored data is good.
+type RestoreCheck struct {
+	Image string `json:"image" doc:"of the container it runs in, which has no network"`
+	// Command ends with 0 when the data is good.
+	Command  []string      `json:"command" doc:"instead of the image's entry point"`
+	Path     string        `json:"path,omitempty" doc:"where the container has the data; empty is /data"`
+	Deadline time.Duration `json:"deadline,omitempty" doc:"nanoseconds for the command; 0 is 10 min"`
+}
+
+// Bounds of a RestoreCheck.
+const (
+	CheckPath     = "/data"
+	CheckDeadline = 10 * time.Minute
+	MaxDeadline   = 6 * time.Hour
+)
+
+// Check refuses a check that could not run.
+func (c RestoreCheck) Check() error {
+	const op = "set check"
+	switch {
+	case c.Image == "":
+		return &Error{Kind: Invalid, Op: op, Reason: "no image is given that the command runs in", Next: "give --check-image"}
+	case len(c.Command) == 0 || c.Command[0] == "":
+		return &Error{Kind: Invalid, Op: op, Object: c.Image, Reason: "no command is given", Next: "give --check-cmd"}
+	case c.Path != "" && (!path.IsAbs(c.Path) || path.Clean(c.Path) != c.Path || c.Path == "/"):
+		return &Error{Kind: Invalid, Op: op, Object: c.Path, Reason: "not a directory that the container can have the data at", Next: "give a path such as /data"}
+	case c.Deadline < 0 || c.Deadline > MaxDeadline:
+		return &Error{Kind: Invalid, Op: op, Object: c.Deadline.String(), Reason: "a deadline is between 0 (10 min) and 6 h"}
+	}
+	return nil
 }
 
 // Keep is a retention policy: a commit that any of its rules wants stays, and
@@ -126,6 +165,7 @@ const (
 	MaxBranches = 1000
 	MaxTags     = 1000
 	MaxRemotes  = 32
+	MaxOldKeys  = 64 // of a remote
 	MaxDropped  = 32
 	MaxMessage  = 16 << 10 // bytes
 )

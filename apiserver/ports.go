@@ -16,6 +16,7 @@ type Agent interface {
 	History
 	Looking
 	Remotes
+	RemoteKeys
 	Schedules
 	NewVolume(ctx context.Context, c api.CreateVolume) (api.Volume, error)
 	StartMove(ctx context.Context, volume string, r api.StartMove, by string) (api.MovePlan, error)

@@ -15,8 +15,9 @@ type Remotes interface {
 	Push(ctx context.Context, volume string, r api.StartPush, by string) (api.Job, error)
 	Fetch(ctx context.Context, volume string, r api.StartFetch, by string) (api.Job, error)
 	Clone(ctx context.Context, r api.CloneVolume, by string) (api.Job, error)
-	Verify(ctx context.Context, volume, remote, branch, by string) (api.Job, error)
-	LsRemote(ctx context.Context, volume, remote string) ([]api.RemoteRef, error)
+	Verify(ctx context.Context, volume string, r api.VerifyRemote, by string) (api.Job, error)
+	LsRemote(ctx context.Context, volume, remote string, commits bool) (api.RemoteListing, error)
+	PruneRemote(ctx context.Context, volume, remote string, k api.Keep, dryRun bool, by string) (api.Job, error)
 	Job(ctx context.Context, id string, wait bool) (api.Job, error)
 	Jobs() []api.Job
 	CancelJob(id string) error
@@ -28,7 +29,8 @@ func (s *Server) remoteRoutes() {
 	}
 	add(s, volume("set-remote", http.MethodPost, "remotes", "Name a place that keeps a volume's commits", auth.Change), s.setRemote)
 	add(s, volume("remove-remote", http.MethodDelete, "remotes/{remote}", "Forget the name of a place that keeps commits; what is there stays", auth.Change), s.removeRemote)
-	add(s, volume("list-remote", http.MethodGet, "remotes/{remote}/refs", "List the branches and tags that a remote has", auth.Look), s.lsRemote)
+	add(s, volume("list-remote", http.MethodGet, "remotes/{remote}/refs", "List what a remote has", auth.Look), s.lsRemote)
+	add(s, volume("prune-remote", http.MethodPost, "remotes/{remote}/prune", "Drop the commits at a remote that a retention policy does not keep, and what nothing leads to", auth.Change), s.pruneRemote)
 	add(s, volume("push", http.MethodPost, "push", "Bring a branch's commits to a remote", auth.Change), s.push)
 	add(s, volume("fetch", http.MethodPost, "fetch", "Bring a remote's branch here, and let a branch follow it", auth.Change), s.fetch)
 	add(s, volume("verify", http.MethodPost, "verify", "Read a remote's branch back and check every byte", auth.Look), s.verify)
@@ -53,12 +55,29 @@ func (s *Server) setRemote(ctx context.Context, in *struct {
 	})
 }
 
-type remoteIn struct {
+// RemoteRef names a remote of a volume in a path.
+type RemoteRef struct {
 	VolumeRef
-	Remote string `path:"remote" doc:"its name"`
+	Remote string `path:"remote" doc:"its name; - is origin, or the only one there is"`
 }
 
-func (s *Server) removeRemote(ctx context.Context, in *remoteIn) (api.Volume, error) {
+// remote is the name as the agent takes it.
+func (in RemoteRef) remote() string {
+	if in.Remote == "-" {
+		return ""
+	}
+	return in.Remote
+}
+
+func (in RemoteRef) path(rest string) string { return "remotes/" + escape(in.Remote) + rest }
+
+// keeper is a volume with the node that speaks to its remotes.
+func (s *Server) keeper(ctx context.Context, op string, in RemoteRef) (api.Volume, string, error) {
+	v, node, _, err := s.at(ctx, op, in.Ref, "")
+	return v, node, err
+}
+
+func (s *Server) removeRemote(ctx context.Context, in *RemoteRef) (api.Volume, error) {
 	v, err := s.cfg.Ledger.Volume(ctx, in.Ref)
 	if err != nil {
 		return v, err
@@ -69,14 +88,37 @@ func (s *Server) removeRemote(ctx context.Context, in *remoteIn) (api.Volume, er
 	return s.cfg.Ledger.Change(ctx, v.ID, ledger.Change{Remote: &ledger.SetRemote{Name: in.Remote}})
 }
 
-func (s *Server) lsRemote(ctx context.Context, in *remoteIn) ([]api.RemoteRef, error) {
+func (s *Server) lsRemote(ctx context.Context, in *struct {
+	RemoteRef
+	Commits bool `query:"commits" doc:"every commit, too"`
+},
+) (api.RemoteListing, error) {
 	const op = "list remote"
-	v, node, _, err := s.at(ctx, op, in.Ref, "")
+	v, node, err := s.keeper(ctx, op, in.RemoteRef)
 	if err != nil {
-		return nil, err
+		return api.RemoteListing{}, err
 	}
-	return near(ctx, s, op, node, v.ID, http.MethodGet, "remotes/"+escape(in.Remote)+"/refs", nil, func() ([]api.RemoteRef, error) {
-		return s.cfg.Agent.LsRemote(ctx, v.ID, in.Remote)
+	path := in.path("/refs")
+	if in.Commits {
+		path += "?commits=true"
+	}
+	return near(ctx, s, op, node, v.ID, http.MethodGet, path, nil, func() (api.RemoteListing, error) {
+		return s.cfg.Agent.LsRemote(ctx, v.ID, in.remote(), in.Commits)
+	})
+}
+
+func (s *Server) pruneRemote(ctx context.Context, in *struct {
+	RemoteRef
+	Body api.PruneCommits
+},
+) (api.Job, error) {
+	const op = "prune remote"
+	v, node, err := s.keeper(ctx, op, in.RemoteRef)
+	if err != nil {
+		return api.Job{}, err
+	}
+	return near(ctx, s, op, node, v.ID, http.MethodPost, in.path("/prune"), in.Body, func() (api.Job, error) {
+		return s.cfg.Agent.PruneRemote(ctx, v.ID, in.remote(), in.Body.Keep, in.Body.DryRun, by(ctx))
 	})
 }
 
@@ -86,6 +128,13 @@ func (s *Server) push(ctx context.Context, in *struct {
 },
 ) (api.Job, error) {
 	const op = "push"
+	if named, err := s.cfg.Ledger.Volume(ctx, in.Ref); err == nil {
+		// What is no branch but a tag is pushed as a tag.
+		_, head := named.Heads[in.Body.Branch]
+		if _, tag := named.Tags[in.Body.Branch]; tag && !head {
+			in.Body.Tags, in.Body.Branch = append(in.Body.Tags, in.Body.Branch), ""
+		}
+	}
 	v, node, branch, err := s.at(ctx, op, in.Ref, in.Body.Branch)
 	if err != nil {
 		return api.Job{}, err
@@ -113,8 +162,7 @@ func (s *Server) fetch(ctx context.Context, in *struct {
 
 func (s *Server) verify(ctx context.Context, in *struct {
 	VolumeRef
-	Remote string `query:"remote" doc:"name; empty is origin, or the only one"`
-	Branch string `query:"branch" doc:"of the remote; empty is the current branch's name"`
+	Body api.VerifyRemote
 },
 ) (api.Job, error) {
 	const op = "verify"
@@ -122,9 +170,13 @@ func (s *Server) verify(ctx context.Context, in *struct {
 	if err != nil {
 		return api.Job{}, err
 	}
-	path := "verify?remote=" + escape(in.Remote) + "&branch=" + escape(in.Branch)
-	return near(ctx, s, op, node, v.ID, http.MethodPost, path, nil, func() (api.Job, error) {
-		return s.cfg.Agent.Verify(ctx, v.ID, in.Remote, in.Branch, by(ctx))
+	if in.Body.Check != nil {
+		if err := auth.Allow(identityOf(ctx), auth.Change); err != nil {
+			return api.Job{}, err // it runs a command of the user's
+		}
+	}
+	return near(ctx, s, op, node, v.ID, http.MethodPost, "verify", in.Body, func() (api.Job, error) {
+		return s.cfg.Agent.Verify(ctx, v.ID, in.Body, by(ctx))
 	})
 }
 

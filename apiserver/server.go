@@ -66,6 +66,7 @@ func New(cfg Config) *Server {
 	s.historyRoutes()
 	s.lookingRoutes()
 	s.remoteRoutes()
+	s.remoteKeyRoutes()
 	s.scheduleRoutes()
 	s.nodeRoutes()
 	s.peerRoutes()

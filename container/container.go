@@ -113,3 +113,26 @@ type Sessions interface {
 	// input and lets go of it, which ends programs that read commands.
 	Session(ctx context.Context, id string, command []string) (io.ReadWriteCloser, error)
 }
+
+// Once is a command that runs to its end in a container of its own.
+type Once struct {
+	Name    string // of the container
+	Image   string
+	Command []string // instead of the image's entry point
+	Source  string   // directory of the host
+	Target  string   // where the container has it, for reading and writing
+}
+
+// Ran is how it ended.
+type Ran struct {
+	Exit   int
+	Output []byte // the end of what it said
+}
+
+// Runs is the capability to run a command once, found by type assertion.
+type Runs interface {
+	// Run makes a container without a network, waits until its command has ended,
+	// and removes it, also when ctx ends first. An image that is not here is
+	// pulled. A container of that name that is left from a crash is removed before.
+	Run(ctx context.Context, o Once) (Ran, error)
+}

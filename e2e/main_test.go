@@ -112,6 +112,9 @@ func (w *world) cluster(o lab.ClusterOptions) {
 	if err := l.LoadImage(t.Context(), image); err != nil {
 		t.Fatal(err)
 	}
+	if o.Apart {
+		return // each has its pool
+	}
 	w.until("all nodes are known with their pools", func() error {
 		out, err := w.try("node1", "drover", "node", "ls")
 		if n := strings.Count(out, "default (ready)"); n != nodes {

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/lab"
 )
 
 // A schedule commits what changed, pushes it, prunes, and goes on after the
@@ -25,7 +26,7 @@ func TestSchedule(t *testing.T) {
 	w.busybox("node1", "vol", "echo 1 > /d/f")
 	w.run("node1", "drover", "remote", "add", "vol", "backup", "file://"+filepath.Join(dir, "vol"))
 	w.refused("node1", []string{"no remote nowhere"}, "drover", "schedule", "set", "vol", "s", "--every", "1m", "--push", "nowhere")
-	w.run("node1", "drover", "schedule", "set", "vol", "often", "--every", "1m", "--commit", "--push", "backup", "--verify", "--keep-last", "1")
+	w.run("node1", "drover", "schedule", "set", "vol", "often", "--every", "1m", "--commit", "--push", "backup", "--keep-last", "1", "--remote-keep-last", "1", "--check-image", lab.BusyboxImageName, "--check-cmd", "test -s /data/f")
 	commits := func() (list []api.Commit) {
 		t.Helper()
 		if err := json.Unmarshal([]byte(w.run("node1", "drover", "log", "vol", "-o", "json")), &list); err != nil {
@@ -52,5 +53,11 @@ func TestSchedule(t *testing.T) {
 		}
 		return pushed()
 	})
+	if out := w.run("node2", "drover", "events", "-o", "json"); !strings.Contains(out, "passed its check") {
+		t.Errorf("no check has passed: %s", out)
+	}
+	if l, _ := w.lsRemote("node1", "vol", "--commits"); len(l.Commits) != 1 {
+		t.Errorf("the remote keeps %d commits", len(l.Commits))
+	}
 	w.run("node1", "drover", "schedule", "rm", "vol", "often")
 }

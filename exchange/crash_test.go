@@ -38,7 +38,7 @@ func allWhole(t *testing.T, r *Remote) map[string]bool {
 	t.Helper()
 	ctx := context.Background()
 	fresh := &Remote{Store: r.Store, Cache: t.TempDir(), Now: time.Now}
-	refs, err := fresh.refs(ctx)
+	refs, err := fresh.refs(ctx, "")
 	must(t, err)
 	have := map[string]bool{}
 	for _, ref := range refs {

@@ -52,7 +52,7 @@ type Key interface {
 
 // Progress is a step forward; numbers add up.
 type Progress struct {
-	Phase string // "reading", "uploading", "downloading", "writing"
+	Phase string // "reading", "uploading", "downloading", "writing", "looking", "removing"
 	Bytes int64  // so many more
 	Total int64  // expected in this phase in all, if it has become known
 }

@@ -207,19 +207,25 @@ func (r *Remote) write(ctx context.Context, s *Stored, dir, beside string, base 
 	return err
 }
 
-// Verify reads everything of a commit back and checks it, writing nothing.
-func (r *Remote) Verify(ctx context.Context, s *Stored) error {
+// whole prepares to read all of a commit from the remote: what the cache has was
+// checked when it came; what is asked is the remote.
+func (r *Remote) whole(ctx context.Context, s *Stored) (*Remote, error) {
 	if err := r.prepare(); err != nil {
-		return err
+		return nil, err
 	}
 	r = r.reading(s)
-	// What the cache has was checked when it came; what is asked is the remote.
 	for _, l := range s.Record.Layers {
 		if err := r.readBack(ctx, l.Index); err != nil {
-			return err
+			return nil, err
 		}
 	}
-	if err := r.checkContent(ctx, s); err != nil {
+	return r, r.checkContent(ctx, s)
+}
+
+// Verify reads everything of a commit back and checks it, writing nothing.
+func (r *Remote) Verify(ctx context.Context, s *Stored) error {
+	r, err := r.whole(ctx, s)
+	if err != nil {
 		return err
 	}
 	src, done, err := r.layers(ctx, true, s.Record.Layers)
@@ -236,6 +242,33 @@ func (r *Remote) Verify(ctx context.Context, s *Stored) error {
 		Packs: packs, Seal: r.sealer(), Workers: r.workers(),
 		Done: func(n int64) { r.tell(Progress{Phase: "reading", Bytes: n}) },
 	}.Check(ctx, src)
+}
+
+// Try restores a commit, all of it from the remote, into a tree of its own, lets
+// use look at that, and removes it whatever happens. After a crash DestroySnapshot
+// of the volume removes it.
+func (r *Remote) Try(ctx context.Context, s *Stored, b storage.Backend, volume string, use func(dir string) error) (err error) {
+	if _, err := r.whole(ctx, s); err != nil {
+		return err
+	}
+	info, err := b.Info(ctx)
+	if err != nil {
+		return err
+	}
+	stage, err := b.Stage(ctx, storage.ReceiveSpec{Volume: volume, ID: s.Record.ID, Size: s.Record.Content.Bytes, Stream: "try"})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err2 := stage.Abort(context.WithoutCancel(ctx)); err == nil {
+			err = err2
+		}
+		_ = stage.Close()
+	}()
+	if err := r.write(ctx, s, stage.Dir(), stage.Beside(), nil, s.Record.Layers, info.Fidelity, true); err != nil {
+		return err
+	}
+	return use(stage.Dir())
 }
 
 // Packs are those that a commit needs, in order.

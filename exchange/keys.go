@@ -62,6 +62,49 @@ func (r *Remote) StoredKeys(ctx context.Context) ([]string, error) {
 	return out, err
 }
 
+// SealedWith is the id of the key that the newest commit of all branches is
+// sealed with, "" when it is in clear. Without any branch, the one key that the
+// remote keeps counts.
+func (r *Remote) SealedWith(ctx context.Context) (string, error) {
+	refs, err := r.refs(ctx, remote.BranchPrefix)
+	if err != nil {
+		return "", err
+	}
+	stored, err := r.stored(ctx, refs)
+	if err != nil {
+		return "", err
+	}
+	var newest *Record
+	for _, s := range stored {
+		if s.Stored != nil && s.err == nil && (newest == nil || s.Record.Time.After(newest.Time)) {
+			newest = &s.Record
+		}
+	}
+	if newest != nil {
+		return newest.Key, nil
+	}
+	keys, err := r.StoredKeys(ctx)
+	switch {
+	case err != nil || len(keys) == 0:
+		return "", err
+	case len(keys) > 1:
+		return "", &api.Error{Kind: api.Invalid, Op: "find key", Object: r.Store.Info().URL, Reason: "it keeps the keys " + strings.Join(keys, ", ") + ", and no branch that says which counts", Next: "choose one with --key"}
+	}
+	return keys[0], nil
+}
+
+// RemoveKey removes a wrapped key from the remote; gone already is success.
+func (r *Remote) RemoveKey(ctx context.Context, id string) error {
+	ref, err := r.Store.Ref(ctx, remote.KeyPrefix+id)
+	if api.Is(err, api.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return r.Store.DeleteRef(ctx, ref.Name, ref.Desc.Digest)
+}
+
 // WrappedKey fetches a key that the remote keeps, for UnwrapKey.
 func (r *Remote) WrappedKey(ctx context.Context, id string) ([]byte, error) {
 	ref, err := r.Store.Ref(ctx, remote.KeyPrefix+id)

@@ -19,16 +19,15 @@ type Listing struct {
 	Branches []Named  `json:"branches"`
 	Tags     []Named  `json:"tags"`
 	Commits  []Listed `json:"commits"` // by id
-	Keys     []string `json:"keys,omitempty"`
 	// Damaged are names of commits that cannot be read, with the reason.
 	Damaged map[string]string `json:"damaged,omitempty"`
 }
 
-// Named is a branch or tag.
+// Named is a branch or tag with the commit that it points to.
 type Named struct {
-	Name   string    `json:"name"` // cut where the remote keeps no longer one
-	Commit string    `json:"commit"`
-	Time   time.Time `json:"time,omitzero"` // of the last change, where the remote says it
+	Name    string `json:"name"` // cut where the remote keeps no longer one
+	Listed  `json:"at"`
+	Changed time.Time `json:"changed,omitzero"` // where the remote says it
 }
 
 // Listed is a commit.
@@ -38,46 +37,61 @@ type Listed struct {
 	Bytes  int64         `json:"bytes"`            // of all files' sizes
 	Stored int64         `json:"stored"`           // of all packs and indexes that it needs
 	Digest digest.Digest `json:"digest"`           // of the manifest
+	// Content is the digest of its content.
+	Content string `json:"content"`
 }
 
 // readers are how many commits are looked at at once.
 const readers = 8
 
-// List reads names and records, no data.
-func (r *Remote) List(ctx context.Context) (Listing, error) {
+// List reads names and records, no data: what branches and tags point to, and
+// with commits also every other commit there is.
+func (r *Remote) List(ctx context.Context, commits bool) (Listing, error) {
 	out := Listing{Branches: []Named{}, Tags: []Named{}, Commits: []Listed{}, Damaged: map[string]string{}}
-	refs, err := r.refs(ctx)
-	if err != nil {
-		return out, err
+	prefixes := []string{remote.BranchPrefix, remote.TagPrefix}
+	if commits {
+		prefixes = append(prefixes, remote.CommitPrefix)
 	}
-	stored, err := r.stored(ctx, refs)
-	if err != nil {
-		return out, err
-	}
-	for i, ref := range refs {
-		prefix, name := ref.Name[:min(2, len(ref.Name))], ref.Name[min(2, len(ref.Name)):]
-		if prefix == remote.KeyPrefix {
-			out.Keys = append(out.Keys, name)
-			continue
-		}
-		s := stored[i]
-		switch {
-		case s.err != nil:
-			out.Damaged[ref.Name] = s.err.Error()
-		case s.Stored == nil: // of somebody else
-		case prefix == remote.CommitPrefix:
-			out.Commits = append(out.Commits, s.listed())
-		case prefix == remote.BranchPrefix:
-			out.Branches = append(out.Branches, Named{whole(ref, name), s.Record.ID, ref.Time})
-		case prefix == remote.TagPrefix:
-			out.Tags = append(out.Tags, Named{whole(ref, name), s.Record.ID, ref.Time})
+	for _, prefix := range prefixes {
+		if err := r.list(ctx, prefix, &out); err != nil {
+			return out, err
 		}
 	}
 	return out, nil
 }
 
+// list adds what the names lead to that begin with prefix.
+func (r *Remote) list(ctx context.Context, prefix string, out *Listing) error {
+	refs, err := r.refs(ctx, prefix)
+	if err != nil {
+		return err
+	}
+	stored, err := r.stored(ctx, refs)
+	if err != nil {
+		return err
+	}
+	for i, ref := range refs {
+		s := stored[i]
+		switch {
+		case s.err != nil && out.Damaged != nil:
+			out.Damaged[ref.Name] = s.err.Error()
+		case s.err != nil || s.Stored == nil: // of somebody else
+		case prefix == remote.CommitPrefix:
+			out.Commits = append(out.Commits, s.listed())
+		default:
+			name := Named{Name: whole(ref, ref.Name[len(prefix):]), Listed: s.listed(), Changed: ref.Time}
+			if prefix == remote.BranchPrefix {
+				out.Branches = append(out.Branches, name)
+			} else {
+				out.Tags = append(out.Tags, name)
+			}
+		}
+	}
+	return nil
+}
+
 func (s *Stored) listed() Listed {
-	l := Listed{Commit: s.Record.Commit, Sealed: s.Record.Key, Bytes: s.Record.Content.Bytes, Digest: s.Manifest.Digest}
+	l := Listed{Commit: s.Record.Commit, Sealed: s.Record.Key, Bytes: s.Record.Content.Bytes, Digest: s.Manifest.Digest, Content: s.Record.Content.Digest}
 	for _, n := range s.packs {
 		l.Stored += n
 	}
@@ -98,9 +112,9 @@ func whole(ref remote.Ref, name string) string {
 	return name
 }
 
-// refs lists all names with their digests.
-func (r *Remote) refs(ctx context.Context) ([]remote.Ref, error) {
-	refs, err := r.Store.Refs(ctx, "")
+// refs lists the names that begin with prefix, with their digests.
+func (r *Remote) refs(ctx context.Context, prefix string) ([]remote.Ref, error) {
+	refs, err := r.Store.Refs(ctx, prefix)
 	if err != nil {
 		return nil, err
 	}
@@ -158,10 +172,8 @@ func (r *Remote) stored(ctx context.Context, refs []remote.Ref) ([]found, error)
 		}
 		started[d] = true
 		g.Go(func() error {
-			s, err := r.Load(reading, d)
+			s, err := unopened(r.Load(reading, d))
 			switch {
-			case api.Is(err, api.Denied) && s != nil && s.Record.Key != "":
-				err = nil // sealed with a key that is not here
 			case api.Is(err, api.Invalid):
 				s, err = nil, nil
 			case err != nil && !api.Is(err, api.Damaged) && !api.Is(err, api.NotFound):

@@ -51,7 +51,8 @@ func (r *Remote) Prune(ctx context.Context, p Prune) (out Pruned, err error) {
 		run.alive = r.Now()
 		defer func() { _ = run.collection.End(context.WithoutCancel(ctx)) }()
 	}
-	refs, err := r.refs(ctx)
+	r.tell(Progress{Phase: "looking"})
+	refs, err := r.refs(ctx, "")
 	if err != nil {
 		return out, err
 	}
@@ -170,6 +171,11 @@ func (s *sweep) blobs(ctx context.Context, c remote.Collector, names []remote.Re
 	if err != nil {
 		return err
 	}
+	var all int64
+	for _, b := range gone {
+		all += b.Size
+	}
+	s.r.tell(Progress{Phase: "removing", Total: all})
 	for _, b := range gone {
 		if !s.dry {
 			if err := s.stay(ctx); err != nil {
@@ -179,6 +185,7 @@ func (s *sweep) blobs(ctx context.Context, c remote.Collector, names []remote.Re
 				return err
 			}
 		}
+		s.r.tell(Progress{Phase: "removing", Bytes: b.Size})
 		s.out.Blobs++
 		s.out.Bytes += b.Size
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/remote"
+	"github.com/drover-data/drover/repo"
 	"github.com/drover-data/drover/storage"
 )
 
@@ -56,9 +57,9 @@ func TestPruneKeepsAndTells(t *testing.T) {
 	must(t, r.Store.PutManifest(ctx, desc, other))
 	must(t, r.Store.SetRef(ctx, "latest", desc, ""))
 
-	l, err := r.List(ctx)
+	l, err := r.List(ctx, true)
 	must(t, err)
-	if len(l.Commits) != 6 || len(l.Branches) != 2 || len(l.Tags) != 1 || len(l.Damaged) != 0 || l.Tags[0].Name != "v1.0" || l.Tags[0].Commit != ids[1] {
+	if len(l.Commits) != 6 || len(l.Branches) != 2 || len(l.Tags) != 1 || len(l.Damaged) != 0 || l.Tags[0].Name != "v1.0" || l.Tags[0].ID != ids[1] {
 		t.Errorf("%+v", l)
 	}
 	names := []string{l.Branches[0].Name, l.Branches[1].Name}
@@ -115,7 +116,7 @@ func TestPruneKeepsAndTells(t *testing.T) {
 func allWholeBut(t *testing.T, r *Remote) []string {
 	t.Helper()
 	ctx := context.Background()
-	l, err := r.List(ctx)
+	l, err := r.List(ctx, true)
 	must(t, err)
 	fresh := &Remote{Store: r.Store, Cache: t.TempDir(), Now: time.Now, Key: r.Key, Old: r.Old}
 	var out []string
@@ -170,11 +171,21 @@ func TestKeysChange(t *testing.T) {
 		}
 		must(t, r.Verify(ctx, s))
 	}
+	// Who knows of no key pushes nothing in clear beside it.
+	clear := at(dir, nil)
+	more := p.commit(t, 99, func(string) {}, ids[2])
+	if _, err := clear.Push(ctx, p, Push{Branch: "main", Tip: more, Graph: p.commits}); !api.Is(err, api.Denied) || !strings.Contains(err.Error(), keys[1].ID()) || !strings.Contains(err.Error(), "unlock") {
+		t.Errorf("in clear: %v", err)
+	}
+	delete(p.commits, more)
 	// Whoever has but the new one is told which is missing.
 	young := at(dir, nil)
 	young.Cache, young.Key = filepath.Join(dir, "young"), keys[1]
 	if _, err := young.Find(ctx, ids[1]); !api.Is(err, api.Denied) || !strings.Contains(err.Error(), keys[0].ID()) {
 		t.Errorf("%v", err)
+	}
+	if id, err := young.SealedWith(ctx); err != nil || id != keys[1].ID() {
+		t.Errorf("sealed with %q, %v", id, err)
 	}
 	stored, err := young.StoredKeys(ctx)
 	must(t, err)
@@ -192,14 +203,14 @@ func TestKeysChange(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	// Wrapped anew; a retention without any key keeps it and all branches.
-	wrapped, err = WrapKey(secrets[0], nil, "another")
+	wrapped, err = WrapKey(secrets[0], nil, "another passphrase")
 	must(t, err)
 	must(t, r.StoreKey(ctx, keys[0], wrapped))
 	nobody := at(dir, nil)
 	nobody.Now = func() time.Time { return time.Now().Add(remote.Grace + time.Hour) }
-	l, err := nobody.List(ctx)
+	l, err := nobody.List(ctx, true)
 	must(t, err)
-	if len(l.Commits) != 3 || len(l.Branches) != 1 || len(l.Keys) != 1 || len(l.Damaged) != 0 {
+	if len(l.Commits) != 3 || len(l.Branches) != 1 || len(l.Damaged) != 0 {
 		t.Errorf("%+v", l)
 	}
 	out, err := nobody.Prune(ctx, Prune{Keep: api.Keep{Last: 1}})
@@ -209,10 +220,43 @@ func TestKeysChange(t *testing.T) {
 	}
 	got, err = young.WrappedKey(ctx, keys[0].ID())
 	must(t, err)
-	if _, err = UnwrapKey(got, "", "another"); err != nil {
+	if _, err = UnwrapKey(got, "", "another passphrase"); err != nil {
 		t.Error(err)
 	}
 	if have := allWholeBut(t, r); !slices.Equal(have, ids[2:]) {
 		t.Errorf("%v", have)
+	}
+	must(t, nobody.RemoveKey(ctx, keys[0].ID()))
+	must(t, nobody.RemoveKey(ctx, keys[0].ID()))
+	if _, err := young.WrappedKey(ctx, keys[0].ID()); !api.Is(err, api.NotFound) {
+		t.Errorf("%v", err)
+	}
+}
+
+// Whoever has lost a key goes on with another: what is sealed with the lost one
+// still has its ids and parents.
+func TestPushOverALostKey(t *testing.T) {
+	dir := t.TempDir()
+	p := newPool(filepath.Join(dir, "pool"))
+	ids := chain(t, p, 3)
+	ctx := context.Background()
+	r := at(dir, nil)
+	for i, id := range ids {
+		k, err := NewKey(bytes.Repeat([]byte{byte(i)}, KeySize))
+		must(t, err)
+		r.Key = k
+		out, err := r.Push(ctx, p, Push{Branch: "main", Tip: id, Graph: p.commits})
+		must(t, err)
+		if out.Relation != repo.FastForward {
+			t.Errorf("%+v", out)
+		}
+	}
+	s, err := r.Find(ctx, ids[2])
+	must(t, err)
+	must(t, r.Verify(ctx, s))
+	g, err := r.History(ctx, nil, s)
+	must(t, err)
+	if len(g) != 3 {
+		t.Errorf("%d commits are known of three", len(g))
 	}
 }

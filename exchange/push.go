@@ -51,9 +51,13 @@ func (r *Remote) Push(ctx context.Context, pool Pool, p Push) (Pushed, error) {
 		}
 		defer release()
 	}
-	theirs, err := r.Branch(ctx, p.Branch)
+	theirs, err := unopened(r.Branch(ctx, p.Branch))
 	if err != nil {
 		return out, err
+	}
+	if theirs != nil && theirs.Record.Key != "" && r.Key == nil {
+		// Somebody has sealed it since: in clear ours would show what theirs hides.
+		return out, &api.Error{Kind: api.Denied, Op: op, Object: p.Branch, Reason: "what is there is sealed with the key " + theirs.Record.Key + ", ours would be in clear", Next: "drover remote key unlock brings the key here, and seals with it from then on"}
 	}
 	g := p.Graph
 	if theirs != nil {
@@ -71,7 +75,7 @@ func (r *Remote) Push(ctx context.Context, pool Pool, p Push) (Pushed, error) {
 			return out, diverged(op, out.Relation, p, out.Theirs, g)
 		}
 		out.Branch, out.Theirs = p.Aside, ""
-		if theirs, err = r.Branch(ctx, p.Aside); err != nil {
+		if theirs, err = unopened(r.Branch(ctx, p.Aside)); err != nil {
 			return out, err
 		}
 		if theirs != nil {
@@ -100,6 +104,15 @@ func diverged(op string, rel repo.Relation, p Push, theirs string, g repo.Graph)
 	return e
 }
 
+// unopened lets a commit pass that is sealed with a key that is not here: its id
+// and parents are in clear.
+func unopened(s *Stored, err error) (*Stored, error) {
+	if api.Is(err, api.Denied) && s != nil && s.Record.Key != "" {
+		err = nil
+	}
+	return s, err
+}
+
 // history adds to a graph what leads from a commit of the remote to those that
 // are in it.
 func (r *Remote) history(ctx context.Context, g repo.Graph, from *Stored) (repo.Graph, error) {
@@ -122,7 +135,7 @@ func (r *Remote) history(ctx context.Context, g repo.Graph, from *Stored) (repo.
 			if _, here := g[p]; here || seen[p] {
 				continue
 			}
-			next, err := r.Find(ctx, p)
+			next, err := unopened(r.Find(ctx, p))
 			if api.Is(err, api.NotFound) {
 				continue // pruned there
 			}
@@ -143,63 +156,78 @@ func (r *Remote) History(ctx context.Context, known repo.Graph, tip *Stored) (re
 
 // send brings the missing commits, parents first, and moves the branch.
 func (r *Remote) send(ctx context.Context, pool Pool, p Push, g repo.Graph, theirs *Stored, out Pushed) (Pushed, error) {
-	have := map[string]bool{}
-	missing, err := r.missing(ctx, g, p.Tip, have)
-	if err != nil {
+	tip, err := r.bring(ctx, pool, g, p.Tip, p.DryRun, &out)
+	if err != nil || p.DryRun {
 		return out, err
-	}
-	var tip *Stored
-	sent := map[string]bool{} // that a dry run would have sent by then
-	for _, c := range missing {
-		local, err := pool.Find(ctx, c.ID)
-		if api.Is(err, api.NotFound) && c.ID != p.Tip {
-			out.Skipped = append(out.Skipped, c.ID)
-			continue
-		}
-		if err != nil {
-			return out, err
-		}
-		base, hints, err := r.base(ctx, pool, g, c, sent)
-		if err != nil {
-			return out, err
-		}
-		if p.DryRun {
-			sent[c.ID] = true
-			n, err := changed(ctx, local, base, hints)
-			out.Changed += n
-			out.Commits = append(out.Commits, c.ID)
-			if err != nil {
-				return out, err
-			}
-			continue
-		}
-		if tip, err = r.Put(ctx, local, base, hints); err != nil {
-			return out, err
-		}
-		out.Commits = append(out.Commits, c.ID)
-	}
-	if p.DryRun {
-		return out, nil
-	}
-	if tip == nil {
-		if tip, err = r.Find(ctx, p.Tip); err != nil {
-			return out, err
-		}
 	}
 	var expect digest.Digest
 	if theirs != nil {
 		expect = theirs.Manifest.Digest
 	}
-	name := remote.BranchPrefix + remote.Escape(out.Branch)
-	to := tip.Manifest
-	if _, whole := remote.Unescape(strings.TrimPrefix(name, remote.BranchPrefix)); !whole {
-		to.Annotations = map[string]string{remote.RefAnnotation: out.Branch}
-	}
-	if err := r.Store.SetRef(ctx, name, to, expect); err != nil {
-		return out, err
-	}
-	out.Warning, err = r.look(ctx, name, tip)
+	out.Warning, err = r.point(ctx, remote.BranchPrefix, out.Branch, tip, expect)
 	return out, err
+}
+
+// bring brings what the remote lacks of what leads to a commit, parents first,
+// and gives the commit as it is there then; of a dry run nil.
+func (r *Remote) bring(ctx context.Context, pool Pool, g repo.Graph, id string, dry bool, out *Pushed) (*Stored, error) {
+	missing, err := r.missing(ctx, g, id, map[string]bool{})
+	if err != nil {
+		return nil, err
+	}
+	var tip *Stored
+	sent := map[string]bool{} // that a dry run would have sent by then
+	for _, done := range out.Commits {
+		sent[done] = dry
+	}
+	for _, c := range missing {
+		if sent[c.ID] {
+			continue
+		}
+		local, err := pool.Find(ctx, c.ID)
+		if api.Is(err, api.NotFound) && c.ID != id {
+			out.Skipped = append(out.Skipped, c.ID)
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		base, hints, err := r.base(ctx, pool, g, c, sent)
+		if err != nil {
+			return nil, err
+		}
+		if dry {
+			sent[c.ID] = true
+			n, err := changed(ctx, local, base, hints)
+			out.Changed += n
+			out.Commits = append(out.Commits, c.ID)
+			if err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if tip, err = r.Put(ctx, local, base, hints); err != nil {
+			return nil, err
+		}
+		out.Commits = append(out.Commits, c.ID)
+	}
+	if tip == nil && !dry {
+		return unopened(r.Find(ctx, id))
+	}
+	return tip, nil
+}
+
+// point moves a branch or tag from expect to a commit.
+func (r *Remote) point(ctx context.Context, prefix, name string, tip *Stored, expect digest.Digest) (warning string, err error) {
+	as := prefix + remote.Escape(name)
+	to := tip.Manifest
+	if _, whole := remote.Unescape(strings.TrimPrefix(as, prefix)); !whole {
+		to.Annotations = map[string]string{remote.RefAnnotation: name}
+	}
+	if err := r.Store.SetRef(ctx, as, to, expect); err != nil {
+		return "", err
+	}
+	return r.look(ctx, as, tip)
 }
 
 // look says whether a name still is where it was just put, on remotes that
@@ -218,7 +246,7 @@ func (r *Remote) look(ctx context.Context, name string, tip *Stored) (string, er
 		return "", err
 	}
 	if now.Desc.Digest != tip.Manifest.Digest {
-		return "", &api.Error{Kind: api.Conflict, Op: "push", Object: name, Reason: "somebody else moved the branch at the same moment; the remote cannot keep two pushers apart", Next: "the commits are there under their ids: fetch, and push again"}
+		return "", &api.Error{Kind: api.Conflict, Op: "push", Object: name, Reason: "somebody else moved it at the same moment; the remote cannot keep two pushers apart", Next: "the commits are there under their ids: fetch, and push again"}
 	}
 	return "the remote cannot keep two pushers apart: nobody was seen", nil
 }

@@ -81,7 +81,7 @@ func (r *Record) open(find func(id string) Key) error {
 	}
 	k := find(r.Key)
 	if k == nil {
-		return &api.Error{Kind: api.Denied, Op: "read commit", Object: short(r.ID), Reason: "it is sealed with the key " + r.Key + ", which is not here", Next: "put the key into remote-keys in the data directory of the volume's node; see docs/remotes.md"}
+		return &api.Error{Kind: api.Denied, Op: "read commit", Object: short(r.ID), Reason: "it is sealed with the key " + r.Key + ", which is not here", Next: "drover remote key unlock brings it here"}
 	}
 	text, err := k.Open(privateType, r.Private)
 	if err != nil {

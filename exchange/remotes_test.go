@@ -77,9 +77,9 @@ func wholeWay(t *testing.T, openStore func() remote.Store) {
 		other.get(t, newPool(dir), ids[i], out)
 		same(t, p.path(ids[i]), out)
 	}
-	l, err := other.List(ctx)
+	l, err := other.List(ctx, true)
 	must(t, err)
-	if len(l.Commits) != 10 || len(l.Branches) != 1 || l.Branches[0].Commit != ids[9] || len(l.Damaged) != 0 {
+	if len(l.Commits) != 10 || len(l.Branches) != 1 || l.Branches[0].ID != ids[9] || len(l.Damaged) != 0 {
 		t.Errorf("%+v", l)
 	}
 	late := here("late")

@@ -18,12 +18,23 @@ type ClusterOptions struct {
 	// External gives init and join of a host what they need to keep the state
 	// in an etcd that is not Drover's; no state unit is started then.
 	External func(h *Host) []string
+	// Apart makes each host a cluster of its own.
+	Apart bool
+	// Env is added to the environment of the agents.
+	Env []string
 }
 
 // StartCluster makes the hosts one cluster, the first one by init and the
 // others by join, with each unit as a service of its host.
 func (l *Lab) StartCluster(ctx context.Context, o ClusterOptions) error {
 	hosts := l.Hosts()
+	if o.Apart {
+		group, ctx := errgroup.WithContext(ctx)
+		for _, h := range hosts {
+			group.Go(func() error { return h.setUp(ctx, o, "init", "--cluster-name", l.name+"-"+h.Name()) })
+		}
+		return group.Wait()
+	}
 	if err := hosts[0].setUp(ctx, o, "init", "--cluster-name", l.name); err != nil {
 		return err
 	}
@@ -56,6 +67,9 @@ func (h *Host) setUp(ctx context.Context, o ClusterOptions, args ...string) erro
 	}
 	for _, unit := range units {
 		s := Service{Name: unit, Args: []string{o.Binary, unit}, Restart: "always", BeforeDocker: true, Notify: true}
+		if unit == "agent" {
+			s.Env = o.Env
+		}
 		if o.Verbose {
 			s.Args = append(s.Args, "--verbose")
 		}

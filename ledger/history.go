@@ -24,6 +24,7 @@ type Change struct {
 	Expire        *Expire        `json:"expire,omitempty"`
 	Hook          *SetHook       `json:"hook,omitempty"`
 	Remote        *SetRemote     `json:"remote,omitempty"`
+	SetKey        *SetKey        `json:"setKey,omitempty"`
 	Track         *Track         `json:"track,omitempty"`
 	Schedule      *SetSchedule   `json:"schedule,omitempty"`
 	Retain        *Retain        `json:"retain,omitempty"`
@@ -148,6 +149,8 @@ func Apply(v api.Volume, c Change, now time.Time, grace time.Duration) (api.Volu
 		return setHook(v, *c.Hook)
 	case c.Remote != nil:
 		return setRemote(v, *c.Remote)
+	case c.SetKey != nil:
+		return setKey(v, *c.SetKey)
 	case c.Track != nil:
 		return track(v, *c.Track)
 	case c.Schedule != nil:
@@ -547,7 +550,7 @@ func (c Change) What() string {
 	for name, set := range map[string]bool{
 		"advance": c.Advance != nil, "new branch": c.NewBranch != nil, "switch": c.Switch != nil, "reset": c.Reset != nil,
 		"drop branch": c.DropBranch != nil, "restore branch": c.RestoreBranch != nil, "rename branch": c.RenameBranch != nil,
-		"tag": c.Tag != nil, "untag": c.Untag != nil, "expire": c.Expire != nil, "hook": c.Hook != nil, "remote": c.Remote != nil, "track": c.Track != nil, "schedule": c.Schedule != nil, "retain": c.Retain != nil, "forget dropped": c.ForgetDropped,
+		"tag": c.Tag != nil, "untag": c.Untag != nil, "expire": c.Expire != nil, "hook": c.Hook != nil, "remote": c.Remote != nil, "key": c.SetKey != nil, "track": c.Track != nil, "schedule": c.Schedule != nil, "retain": c.Retain != nil, "forget dropped": c.ForgetDropped,
 	} {
 		if set {
 			return strings.ReplaceAll(name, " ", "-")

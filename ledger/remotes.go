@@ -3,6 +3,7 @@ package ledger
 import (
 	"fmt"
 	"maps"
+	"slices"
 	"strings"
 
 	"github.com/drover-data/drover/api"
@@ -36,18 +37,71 @@ func setRemote(v api.Volume, s SetRemote) (api.Volume, error) {
 		v.Tracking = without(v.Tracking, func(name string) bool { return strings.HasPrefix(name, s.Name+"/") })
 		return v, nil
 	}
+	if known && s.Remote.Key == "" {
+		// What is sealed stays so, wherever it goes.
+		r := *s.Remote
+		r.Key, r.Old = had.Key, had.Old
+		s.Remote = &r
+	}
 	switch {
-	case known && had == *s.Remote:
+	case known && had.URL == s.Remote.URL && had.Key == s.Remote.Key:
 		return v, nil
 	case known && !s.Replace:
 		return v, &api.Error{Kind: api.Exists, Op: op, Object: v.Name, Reason: fmt.Sprintf("remote %s is %s", s.Name, had.URL), Next: "choose another name, or drover remote set-url"}
 	case !known && len(v.Remotes) >= api.MaxRemotes:
 		return v, &api.Error{Kind: api.Exhausted, Op: op, Object: v.Name, Reason: fmt.Sprintf("it has %d remotes already", len(v.Remotes)), Next: "remove one: drover remote rm"}
 	}
+	if known && had.URL == s.Remote.URL && had.Key != "" {
+		r := *s.Remote
+		r.Old = append(slices.Clone(had.Old), had.Key)
+		s.Remote = &r
+	}
 	if known && had.URL != s.Remote.URL {
 		v.Tracking = without(v.Tracking, func(name string) bool { return strings.HasPrefix(name, s.Name+"/") })
 	}
 	v.Remotes = extend(v.Remotes, s.Name, *s.Remote)
+	return v, nil
+}
+
+// SetKey changes the keys of a remote.
+type SetKey struct {
+	Remote string `json:"remote"`
+	// Key seals from now on what is pushed, instead of Was, which becomes an old one.
+	Key string `json:"key,omitempty"`
+	Was string `json:"was,omitempty"`
+	// Know adds old keys, Drop removes one.
+	Know []string `json:"know,omitempty"`
+	Drop string   `json:"drop,omitempty"`
+}
+
+func setKey(v api.Volume, s SetKey) (api.Volume, error) {
+	const op = "set key"
+	r, known := v.Remotes[s.Remote]
+	if !known {
+		return v, &api.Error{Kind: api.NotFound, Op: op, Object: v.Name, Reason: "it has no remote " + s.Remote}
+	}
+	r.Old = slices.Clone(r.Old)
+	if s.Key != "" && s.Key != r.Key {
+		if r.Key != s.Was {
+			return v, &api.Error{Kind: api.Conflict, Op: op, Object: v.Name, Reason: fmt.Sprintf("remote %s got the key %s meanwhile", s.Remote, r.Key), Next: "drover remote key ls " + v.Name + " shows how it stands"}
+		}
+		if r.Key != "" {
+			r.Old = append(r.Old, r.Key)
+		}
+		r.Key = s.Key
+	}
+	r.Old = append(r.Old, s.Know...)
+	slices.Sort(r.Old)
+	r.Old = slices.DeleteFunc(slices.Compact(r.Old), func(id string) bool { return id == r.Key || id == s.Drop })
+	switch {
+	case s.Drop != "" && s.Drop == r.Key:
+		return v, &api.Error{Kind: api.InUse, Op: op, Object: s.Drop, Reason: "it seals what is pushed to " + s.Remote, Next: "drover remote key rotate " + v.Name + " first"}
+	case len(r.Old) > api.MaxOldKeys:
+		return v, &api.Error{Kind: api.Exhausted, Op: op, Object: v.Name, Reason: fmt.Sprintf("remote %s has more than %d old keys", s.Remote, api.MaxOldKeys), Next: "remove those that seal nothing any more: drover remote key rm"}
+	case len(r.Old) == 0:
+		r.Old = nil
+	}
+	v.Remotes = extend(v.Remotes, s.Remote, r)
 	return v, nil
 }
 

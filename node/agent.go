@@ -264,7 +264,7 @@ func (u *unit) build() error {
 	u.agent, err = agent.New(agent.Config{
 		Node: u.node.Name, Cluster: u.node.Cluster, Incarnation: u.pin().Number, DataDir: u.cfg.DataDir, VolatileDir: u.cfg.RunDir, PID: os.Getpid(),
 	}, agent.Deps{
-		Report: u.report, Remotes: places{u.cfg.DataDir},
+		Report: u.report, Remotes: places{},
 		Store: u.store, Ledger: books, Peers: peers{u.network}, Engine: engine, Users: finder{},
 		Open: opener{dataDir: u.cfg.DataDir}.open, Portable: tree.Streams{}, Events: u.events, Log: u.cfg.Log, Now: time.Now, NewID: NewID,
 	})

@@ -32,6 +32,9 @@ type Agents interface {
 	Hold(ctx context.Context, node string, r Hold) (Held, error)
 	Take(ctx context.Context, node string, r Take) error
 	Release(ctx context.Context, node string, r Release) error
+	// Key asks for a key of a remote. Only who has a part in a volume that is
+	// sealed with it is given it.
+	Key(ctx context.Context, node string, r KeyRequest) (Key, error)
 	// Dial opens a connection for a transfer session.
 	Dial(ctx context.Context, node string) (net.Conn, error)
 }
@@ -68,6 +71,20 @@ type Release struct {
 	Token string `json:"token"`
 	Drop  bool   `json:"drop,omitempty"`
 }
+
+// KeyRequest asks for a key that a volume's remote needs.
+type KeyRequest struct {
+	Volume string `json:"volume"` // id
+	ID     string `json:"id"`     // of the key
+}
+
+// Key is the answer: a secret, which is kept from logs by not printing.
+type Key struct {
+	Secret []byte `json:"secret"`
+}
+
+// String hides the secret.
+func (Key) String() string { return "(a key)" }
 
 // Pull asks an owner for a head that somebody wants to use elsewhere.
 type Pull struct {

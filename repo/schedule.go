@@ -23,10 +23,15 @@ func CheckSchedule(name string, s api.Schedule) error {
 	switch {
 	case !s.Commit && len(s.Push) == 0 && s.Keep == nil:
 		return &api.Error{Kind: api.Invalid, Op: op, Object: name, Reason: "it would do nothing", Next: "give --commit, --push or a --keep"}
-	case s.Keep != nil && *s.Keep == (api.Keep{}):
+	case s.KeepRemote != nil && len(s.Push) == 0:
+		return &api.Error{Kind: api.Invalid, Op: op, Object: name, Reason: "it is not said at which remote commits are kept", Next: "give --push REMOTE too"}
+	case s.Keep != nil && *s.Keep == (api.Keep{}), s.KeepRemote != nil && *s.KeepRemote == (api.Keep{}):
 		return &api.Error{Kind: api.Invalid, Op: op, Object: name, Reason: "a retention without a rule keeps everything", Next: "leave it out, or give a rule such as --keep-daily 7"}
-	case s.Verify && len(s.Push) == 0:
+	case (s.Verify || s.Check != nil) && len(s.Push) == 0:
 		return &api.Error{Kind: api.Invalid, Op: op, Object: name, Reason: "what is not pushed cannot be read back", Next: "give --push REMOTE too"}
+	}
+	if s.Check != nil {
+		return s.Check.Check()
 	}
 	return nil
 }

@@ -25,6 +25,13 @@ func TestCheckSchedule(t *testing.T) {
 		{"never", commit("0 0 31 2 *"), api.Invalid},
 		{"idle", api.Schedule{Every: "1h"}, api.Invalid},
 		{"keeps", api.Schedule{Every: "1h", Keep: &api.Keep{}}, api.Invalid},
+		{"there", api.Schedule{Every: "1h", Push: []string{"r"}, KeepRemote: &api.Keep{Daily: 7}}, ""},
+		{"all", api.Schedule{Every: "1h", Push: []string{"r"}, KeepRemote: &api.Keep{}}, api.Invalid},
+		{"nowhere", api.Schedule{Every: "1h", Commit: true, KeepRemote: &api.Keep{Daily: 7}}, api.Invalid},
+		{"restores", api.Schedule{Every: "1h", Push: []string{"r"}, Check: &api.RestoreCheck{Image: "i", Command: []string{"true"}}}, ""},
+		{"runs", api.Schedule{Every: "1h", Push: []string{"r"}, Check: &api.RestoreCheck{Image: "i"}}, api.Invalid},
+		{"pushes", api.Schedule{Every: "1h", Commit: true, Check: &api.RestoreCheck{Image: "i", Command: []string{"true"}}}, api.Invalid},
+		{"root", api.Schedule{Every: "1h", Push: []string{"r"}, Check: &api.RestoreCheck{Image: "i", Command: []string{"true"}, Path: "/"}}, api.Invalid},
 		{"checks", api.Schedule{Every: "1h", Commit: true, Verify: true}, api.Invalid},
 	} {
 		if err := CheckSchedule(c.name, c.s); api.KindOf(err) != c.kind {

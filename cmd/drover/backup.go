@@ -71,32 +71,40 @@ The file is read back and checked after it was written. FILE - is standard outpu
 type keyFlags struct{ passphrase, identity string }
 
 func (k *keyFlags) flags(f *pflag.FlagSet) {
-	f.StringVar(&k.passphrase, "passphrase-file", "", "file with the passphrase, - for standard input")
+	k.passphraseFlag(f)
 	f.StringVar(&k.identity, "identity-file", "", "file with the age secret key")
 }
 
-func (k *keyFlags) read() (backup.Key, error) {
-	var out backup.Key
-	for _, f := range []struct {
-		path string
-		to   *string
-	}{{k.passphrase, &out.Passphrase}, {k.identity, &out.Identities}} {
-		if f.path == "" {
-			continue
-		}
-		var text []byte
-		var err error
-		if f.path == "-" {
-			text, err = io.ReadAll(io.LimitReader(os.Stdin, 1<<16))
-		} else {
-			text, err = os.ReadFile(f.path)
-		}
-		if err != nil {
-			return out, &api.Error{Kind: api.Invalid, Op: "read key", Object: f.path, Err: err}
-		}
-		if *f.to = strings.TrimRight(string(text), "\r\n"); *f.to == "" {
-			return out, &api.Error{Kind: api.Invalid, Op: "read key", Object: f.path, Reason: "it is empty"}
-		}
+func (k *keyFlags) passphraseFlag(f *pflag.FlagSet) {
+	f.StringVar(&k.passphrase, "passphrase-file", "", "file with the passphrase, - for standard input")
+}
+
+func (k *keyFlags) read() (out backup.Key, err error) {
+	if out.Passphrase, err = readSecret(k.passphrase); err != nil {
+		return out, err
+	}
+	out.Identities, err = readSecret(k.identity)
+	return out, err
+}
+
+// readSecret reads a secret from a file, from standard input for "-"; no file is none.
+func readSecret(path string) (string, error) {
+	if path == "" {
+		return "", nil
+	}
+	var text []byte
+	var err error
+	if path == "-" {
+		text, err = io.ReadAll(io.LimitReader(os.Stdin, 1<<16))
+	} else {
+		text, err = os.ReadFile(path)
+	}
+	if err != nil {
+		return "", &api.Error{Kind: api.Invalid, Op: "read key", Object: path, Err: err}
+	}
+	out := strings.TrimRight(string(text), "\r\n")
+	if out == "" {
+		return "", &api.Error{Kind: api.Invalid, Op: "read key", Object: path, Reason: "it is empty"}
 	}
 	return out, nil
 }

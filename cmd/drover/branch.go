@@ -611,6 +611,18 @@ func refNames() source {
 // completeBranches completes the first argument from volumes and further ones
 // from that volume's branches, and with tags from its tags too.
 func completeBranches(t *talk, first source, tags bool) cobra.CompletionFunc {
+	return completeOf(t, first, func(v api.Volume, _ int) []string {
+		out := sortedKeys(v.Heads)
+		if tags {
+			out = append(out, sortedKeys(v.Tags)...)
+		}
+		return out
+	})
+}
+
+// completeOf completes the first argument from volumes and the i-th one from what
+// that volume has.
+func completeOf(t *talk, first source, has func(v api.Volume, i int) []string) cobra.CompletionFunc {
 	return func(c *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 		if len(args) == 0 {
 			return t.complete(c, first, nil)
@@ -623,14 +635,8 @@ func completeBranches(t *talk, first source, tags bool) cobra.CompletionFunc {
 			}
 			var out []string
 			for _, v := range list {
-				if v.Name != name {
-					continue
-				}
-				for b := range v.Heads {
-					out = append(out, b)
-				}
-				if tags {
-					out = append(out, sortedKeys(v.Tags)...)
+				if v.Name == name {
+					out = append(out, has(v, len(args))...)
 				}
 			}
 			slices.Sort(out)

@@ -140,6 +140,7 @@ func completions(root *cobra.Command, t *talk) {
 	} {
 		find(root, path).ValidArgsFunction = f
 	}
+	completeRemotes(root, t, volumes)
 	for _, f := range []struct {
 		path, flag string
 		from       source

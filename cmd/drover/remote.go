@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -20,12 +21,13 @@ import (
 func remoteCommand(t *talk) *cobra.Command {
 	c := &cobra.Command{Use: "remote", Short: "Places outside the cluster that keep a volume's commits"}
 	t.flags(c)
-	c.AddCommand(remoteAdd(t, "add", false), remoteAdd(t, "set-url", true), remoteList(t), remoteRemove(t))
+	c.AddCommand(remoteAdd(t, "add", false), remoteAdd(t, "set-url", true), remoteList(t), remoteRemove(t), remoteKeyCommand(t))
 	return c
 }
 
 func remoteAdd(t *talk, verb string, replace bool) *cobra.Command {
 	in := api.NameRemote{Replace: replace}
+	var open openFlags
 	c := &cobra.Command{
 		Use:   verb + " VOLUME NAME URL",
 		Short: map[bool]string{false: "Name a place that keeps commits", true: "Point a name to another place"}[replace],
@@ -37,21 +39,34 @@ func remoteAdd(t *talk, verb string, replace bool) *cobra.Command {
                                  Amazon's; credentials from the usual AWS variables
                                  and files of the volume's node
   file:///path                   a directory of the volume's node
-  hub://host/team/pg             a Drover hub`,
+  hub://host/team/pg             a Drover hub
+
+What is pushed to a remote that is sealed already is sealed with its key: say what
+opens it, unless the volume's node has it. A remote that is new is sealed from
+drover remote key new on.`,
 		Example: "  drover remote " + verb + " pg origin registry.example.com/team/pg\n  drover remote " + verb + " pg backup 's3://backups/pg?region=eu-central-1'",
 		Args:    cobra.ExactArgs(3),
-		RunE: func(c *cobra.Command, args []string) error {
+		RunE: func(c *cobra.Command, args []string) (err error) {
 			in.Name, in.URL = args[1], args[2]
+			if in.Open, err = open.read(); err != nil {
+				return err
+			}
 			var v api.Volume
 			if err := t.do(c.Context(), http.MethodPost, volumePath(args[0], "/remotes"), in, &v); err != nil {
 				return err
 			}
 			return t.print(c.OutOrStdout(), v.Remotes[in.Name], func(w *tabwriter.Writer) {
-				fmt.Fprintf(w, "%s of %s is %s\n", in.Name, v.Name, v.Remotes[in.Name].URL)
+				r := v.Remotes[in.Name]
+				sealed := "in clear"
+				if r.Key != "" {
+					sealed = "sealed with key " + r.Key
+				}
+				fmt.Fprintf(w, "%s of %s is %s, %s\n", in.Name, v.Name, r.URL, sealed)
 			})
 		},
 	}
-	c.Flags().StringVar(&in.Key, "key", "", "id of the key that seals what is pushed")
+	c.Flags().StringVar(&in.Key, "key", "", "id of the key that seals what is pushed, one that the volume's node has (default: the one that what is there is sealed with)")
+	open.flags(c.Flags())
 	return c
 }
 
@@ -95,42 +110,22 @@ func remoteRemove(t *talk) *cobra.Command {
 	}
 }
 
-func lsRemoteCommand(t *talk) *cobra.Command {
-	c := &cobra.Command{
-		Use: "ls-remote VOLUME [REMOTE]", Short: "List the branches and tags that a remote has", Args: cobra.RangeArgs(1, 2),
-		RunE: func(c *cobra.Command, args []string) error {
-			name := "origin"
-			if len(args) > 1 {
-				name = args[1]
-			}
-			refs := []api.RemoteRef{}
-			if err := t.do(c.Context(), http.MethodGet, volumePath(args[0], "/remotes/", url.PathEscape(name), "/refs"), nil, &refs); err != nil {
-				return err
-			}
-			return t.print(c.OutOrStdout(), refs, func(w *tabwriter.Writer) {
-				row(w, "KIND", "NAME", "COMMIT", "SIZE", "MADE", "MESSAGE")
-				for _, r := range refs {
-					row(w, r.Kind, r.Name, shortID(r.Commit), sizeText(r.Bytes), ago(r.Time), r.Message)
-				}
-			})
-		},
-	}
-	t.flags(c)
-	return c
-}
-
 func pushCommand(t *talk) *cobra.Command {
 	var in api.StartPush
 	var noWait bool
 	c := &cobra.Command{
-		Use:   "push VOLUME[@BRANCH] [REMOTE]",
-		Short: "Bring a branch's commits to a remote",
+		Use:   "push VOLUME[@BRANCH|@TAG] [REMOTE [TAG...]]",
+		Short: "Bring a branch's commits, or tags, to a remote",
 		Long: `Bring the commits that a remote lacks to it, and move its branch. What is read
 and sent is what changed. A push that was interrupted goes on where it was when
 it is repeated. Where the remote's branch has commits that this one lacks, nothing
-is moved; --branch-on-divergence keeps both.`,
-		Example: "  drover push pg\n  drover push pg@feature origin --to tests\n  drover push pg --dry-run",
-		Args:    cobra.RangeArgs(1, 2),
+is moved; --branch-on-divergence keeps both.
+
+Tags are pushed when they are named, then without the branch, or all of them beside
+it with --tags. A tag that the remote has for another commit is refused and named,
+after the others are done; --force moves it.`,
+		Example: "  drover push pg\n  drover push pg@feature origin --to tests\n  drover push pg origin v1.0\n  drover push pg --tags\n  drover push pg --dry-run",
+		Args:    cobra.MinimumNArgs(1),
 		RunE: func(c *cobra.Command, args []string) (err error) {
 			volume, branch, err := volumeAt(args[0])
 			if err != nil {
@@ -138,7 +133,10 @@ is moved; --branch-on-divergence keeps both.`,
 			}
 			in.Branch = branch
 			if len(args) > 1 {
-				in.Remote = args[1]
+				in.Remote, in.Tags = args[1], args[2:]
+			}
+			if len(in.Tags) > 0 && (branch != "" || in.To != "" || in.OnDivergence != "") {
+				return &api.Error{Kind: api.Invalid, Op: "push", Object: args[0], Reason: "with tags no branch is pushed", Next: "push the branch by itself, or all tags beside it with --tags"}
 			}
 			return t.run(c, volumePath(volume, "/push"), in, noWait)
 		},
@@ -147,6 +145,8 @@ is moved; --branch-on-divergence keeps both.`,
 	f := c.Flags()
 	f.StringVar(&in.To, "to", "", "branch of the remote (default: the same name)")
 	f.StringVar(&in.OnDivergence, "branch-on-divergence", "", "branch of the remote that ours becomes when both have gone on")
+	f.BoolVar(&in.AllTags, "tags", false, "push all tags, too")
+	f.BoolVar(&in.Force, "force", false, "move tags of the remote that point to other commits")
 	f.BoolVar(&in.DryRun, "dry-run", false, "only show what would be sent")
 	f.BoolVar(&noWait, "no-wait", false, "return once it has begun")
 	return c
@@ -158,7 +158,7 @@ func fetchCommand(t *talk, pull bool) *cobra.Command {
 	var noWait bool
 	c := &cobra.Command{
 		Use: "fetch VOLUME [REMOTE]", Short: "Bring a remote's branch here, and move nothing",
-		Long:    "Bring what a remote's branch points to into the volume's pool, as a commit\nthat can be looked at, branched from or pulled.",
+		Long:    "Bring what a remote's branch points to into the volume's pool, as a commit\nthat can be looked at, branched from or pulled. Tags of commits that are here come\nalong; --tags brings all, with their commits.",
 		Example: "  drover fetch pg\n  drover fetch pg backup --branch main && drover branch pg restored origin/main",
 		Args:    cobra.RangeArgs(1, 2),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -191,6 +191,8 @@ func fetchCommand(t *talk, pull bool) *cobra.Command {
 	t.flags(c)
 	f := c.Flags()
 	f.StringVar(&in.Branch, "branch", "", "branch of the remote (default: the same name)")
+	f.BoolVar(&in.AllTags, "tags", false, "bring all tags, with their commits (default: those of commits that are here)")
+	f.BoolVar(&in.Force, "force", false, "move tags here that name other commits")
 	f.BoolVar(&in.AllowLoss, "allow-loss", false, "take what the pool cannot keep; it is stored beside the data")
 	f.BoolVar(&noWait, "no-wait", false, "return once it has begun")
 	if pull {
@@ -206,16 +208,20 @@ committed is kept in a stash, and drover undo takes all of it back.`
 
 func cloneCommand(t *talk) *cobra.Command {
 	var in api.CloneVolume
+	var open openFlags
 	var size string
 	var noWait bool
 	c := &cobra.Command{
 		Use:     "clone URL NAME",
 		Short:   "Make a volume from a branch of a remote",
-		Example: "  drover clone registry.example.com/team/pg pg\n  drover clone 's3://backups/pg' pg-restored --branch main --node host2",
+		Example: "  drover clone registry.example.com/team/pg pg\n  drover clone 's3://backups/pg' pg-restored --branch main --node host2\n  drover clone registry.example.com/team/pg pg --passphrase-file /root/pg.pass",
 		Args:    cobra.ExactArgs(2),
 		RunE: func(c *cobra.Command, args []string) (err error) {
 			in.URL, in.Name = args[0], args[1]
 			if in.Size, err = parseSize(size); err != nil {
+				return err
+			}
+			if in.Open, err = open.read(); err != nil {
 				return err
 			}
 			return t.run(c, "/v1/clone", in, noWait)
@@ -227,26 +233,11 @@ func cloneCommand(t *talk) *cobra.Command {
 	f.StringVar(&in.Node, "node", "", "node that it is made on (default: this one)")
 	f.StringVar(&in.Pool, "pool", "", "pool on the node (default: its default pool)")
 	f.StringVar(&size, "size", "", "limit, as in 10G (default: none)")
-	f.StringVar(&in.Key, "key", "", "id of the key that opens what the remote keeps")
+	f.StringVar(&in.Key, "key", "", "id of the key that seals what is pushed (default: the one that what is there is sealed with)")
+	open.flags(f)
 	f.BoolVar(&in.AllowLoss, "allow-loss", false, "take what the pool cannot keep; it is stored beside the data")
+	f.BoolVar(&in.AllTags, "tags", false, "bring all tags, with their commits (default: those of the branch's newest)")
 	f.BoolVar(&noWait, "no-wait", false, "return once it has begun")
-	return c
-}
-
-func verifyCommand(t *talk) *cobra.Command {
-	var branch string
-	c := &cobra.Command{
-		Use: "verify VOLUME [REMOTE]", Short: "Read a remote's branch back and check every byte", Args: cobra.RangeArgs(1, 2),
-		RunE: func(c *cobra.Command, args []string) error {
-			name := ""
-			if len(args) > 1 {
-				name = args[1]
-			}
-			return t.run(c, volumePath(args[0], "/verify?remote=", url.QueryEscape(name), "&branch=", url.QueryEscape(branch)), nil, false)
-		},
-	}
-	t.flags(c)
-	c.Flags().StringVar(&branch, "branch", "", "branch of the remote (default: the volume's current one)")
 	return c
 }
 
@@ -350,6 +341,9 @@ func jobLine(j api.Job) string {
 	if j.ToGet > 0 {
 		line += fmt.Sprintf(", %s of %s fetched", sizeText(j.Got), sizeText(max(j.Got, j.ToGet)))
 	}
+	if j.ToFree > 0 {
+		line += fmt.Sprintf(", %s of %s removed", sizeText(j.Freed), sizeText(j.ToFree))
+	}
 	if j.Wrote > 0 {
 		line += ", " + sizeText(j.Wrote) + " written"
 	}
@@ -365,14 +359,29 @@ func jobResult(j api.Job) string {
 	took := j.Ended.Sub(j.Started).Round(10 * time.Millisecond)
 	text := ""
 	switch {
+	case r.Pruned != nil:
+		return prunedText(j)
 	case j.Kind == "verify":
-		return fmt.Sprintf("%s of %s on %s is whole: %s read back in %v", r.Branch, j.Volume, j.Remote, sizeText(j.Got), took)
-	case r.DryRun && len(r.Commits) > 0:
-		return fmt.Sprintf("would push %d commits to %s of %s: %s of content changed", len(r.Commits), r.Branch, j.Remote, sizeText(r.Changed))
+		text = fmt.Sprintf("%s of %s on %s is whole: %s read back in %v", r.Branch, j.Volume, j.Remote, sizeText(j.Got), took)
+		if r.Checked != "" {
+			text += "; the check says:\n" + r.Checked
+		}
+		return text
+	case r.DryRun && len(r.Commits)+len(r.Tags) > 0:
+		what := r.Branch
+		if what == "" {
+			what = "tags"
+		}
+		return fmt.Sprintf("would push %d commits to %s of %s: %s of content changed", len(r.Commits), what, j.Remote, sizeText(r.Changed)) + tagsText(r)
+	case j.Kind == "push" && r.Branch == "": // tags alone
+		if len(r.Tags) == 0 {
+			return "the tags are up to date"
+		}
+		text = fmt.Sprintf("%s: %d commits, %s sent in %v", j.Remote, len(r.Commits), sizeText(j.Sent), took)
 	case j.Kind == "clone":
 		text = fmt.Sprintf("volume %s is at %s: %s fetched in %v", r.Volume, shortID(r.To), sizeText(j.Got), took)
 	case len(r.Commits) == 0 && r.Relation == "up-to-date":
-		return r.Branch + " is up to date at " + shortID(r.To)
+		return r.Branch + " is up to date at " + shortID(r.To) + tagsText(r)
 	case j.Kind == "push" && r.Relation == "ahead":
 		return fmt.Sprintf("%s of %s is ahead at %s: nothing to push; drover pull %s brings it here", r.Branch, j.Remote, shortID(r.To), j.Volume)
 	case j.Kind == "push":
@@ -380,6 +389,7 @@ func jobResult(j api.Job) string {
 	default:
 		text = fmt.Sprintf("%s: %s -> %s, %s fetched in %v", r.Branch, orNothing(shortID(r.From)), shortID(r.To), sizeText(j.Got), took)
 	}
+	text += tagsText(r)
 	if r.Kept != "" {
 		text += "; what was not committed is kept in stash " + shortID(r.Kept)
 	}
@@ -390,6 +400,22 @@ func jobResult(j api.Job) string {
 		text += "; " + r.Warning
 	}
 	return text
+}
+
+// tagsText says which tags were made or moved.
+func tagsText(r *api.Synced) string {
+	var list []string
+	for _, t := range r.Tags {
+		text := t.Name + " -> " + shortID(t.Commit)
+		if t.Was != "" {
+			text += " (was " + shortID(t.Was) + ")"
+		}
+		list = append(list, text)
+	}
+	if len(list) == 0 {
+		return ""
+	}
+	return "; tags " + strings.Join(list, ", ")
 }
 
 func orNothing(s string) string {

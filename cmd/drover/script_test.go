@@ -74,8 +74,9 @@ func canned() http.Handler {
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	pg := api.Volume{
 		ID: "0123456789abcdef0123456789abcdef", Name: "pg", Branch: "main", Created: at, Size: 10 << 30, Labels: map[string]string{"app": "shop"},
-		Heads: map[string]api.Head{"main": {Node: "n1", Pool: "default", Epoch: 3, Ready: true}},
-		Tags:  map[string]string{"v1": strings.Repeat("1", 40)},
+		Heads:   map[string]api.Head{"main": {Node: "n1", Pool: "default", Epoch: 3, Ready: true}},
+		Tags:    map[string]string{"v1": strings.Repeat("1", 40)},
+		Remotes: map[string]api.Remote{"origin": {URL: "s3://backups/pg", Key: keyNow, Old: []string{keyOld}}},
 	}
 	pools := []api.Pool{{Name: "default", Node: "n1", Kind: "btrfs", State: api.PoolReady, Capacity: 100 << 30, Used: 40 << 30, Free: 60 << 30, Sizes: "hard", Snapshot: "atomic", Source: "/data", Grows: true, Room: 200 << 30}}
 	held := api.Pool{Name: "held", Node: "n2", Kind: "btrfs", State: api.PoolReady, Grows: true, Held: "the host keeps 20480 MiB free", Sizes: "soft", Snapshot: "atomic"}
@@ -141,6 +142,7 @@ func canned() http.Handler {
 		_ = json.NewEncoder(w).Encode(api.Volume{Name: in.Name, Size: in.Size, Labels: in.Labels})
 	})
 	cannedLooking(mux)
+	cannedRemotes(mux, at)
 	history(mux, give, at)
 	// Every kind of error, by name: drover volume inspect error-KIND.
 	for i, k := range api.Kinds {

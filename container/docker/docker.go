@@ -42,6 +42,7 @@ type Engine struct {
 var (
 	_ container.Engine   = (*Engine)(nil)
 	_ container.Sessions = (*Engine)(nil)
+	_ container.Runs     = (*Engine)(nil)
 )
 
 // New makes an Engine. It does not connect: an engine that is down now may be

@@ -260,6 +260,12 @@ func (n *Network) Release(ctx context.Context, node string, r peer.Release) erro
 	return n.call(ctx, node, http.MethodPost, "/v1/peer/release", r, nil)
 }
 
+// Key implements peer.Agents.
+func (n *Network) Key(ctx context.Context, node string, r peer.KeyRequest) (k peer.Key, err error) {
+	err = n.call(ctx, node, http.MethodPost, "/v1/peer/key", r, &k)
+	return k, err
+}
+
 // Renew has a certificate request signed by a control node.
 func (n *Network) Renew(ctx context.Context, csr []byte) ([]byte, error) {
 	var out peer.Renewal

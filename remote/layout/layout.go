@@ -9,6 +9,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -50,7 +51,7 @@ func Open(dir string, now func() time.Time, id func() string) *Store {
 
 // Info is of remote.Store.
 func (s *Store) Info() remote.Info {
-	return remote.Info{Kind: "directory", URL: "file://" + s.dir, Atomic: true, MaxManifest: maxManifest}
+	return remote.Info{Kind: "directory", URL: (&url.URL{Scheme: "file", Path: s.dir}).String(), Atomic: true, MaxManifest: maxManifest}
 }
 
 // Close is of remote.Store.

@@ -9,18 +9,19 @@ import (
 
 func TestOpen(t *testing.T) {
 	for address, want := range map[string]struct{ kind, url string }{
-		"file:///srv/backups":                  {"directory", "file:///srv/backups"},
-		"file:///srv/a%20b/":                   {"directory", "file:///srv/a b"},
-		"s3://bucket":                          {"s3", "s3://bucket"},
-		"s3://bucket/a/b/":                     {"s3", "s3://bucket/a/b"},
-		"s3://bucket/a?region=eu-central-1":    {"s3", "s3://bucket/a"},
-		"s3://b/a?endpoint=http://minio:9000":  {"s3", "s3://b/a"},
-		"registry.example.com/team/pg":         {"registry", "registry.example.com/team/pg"},
-		"localhost:5000/pg":                    {"registry", "localhost:5000/pg"},
-		"127.0.0.1:5000/team/pg":               {"registry", "127.0.0.1:5000/team/pg"},
-		"docker.io/user/pg":                    {"registry", "docker.io/user/pg"},
-		"hub://hub.example.com/team/pg":        {"hub", "hub://hub.example.com/team/pg"},
-		"hub://localhost:7440/team/pg-replica": {"hub", "hub://localhost:7440/team/pg-replica"},
+		"file:///srv/backups":                            {"directory", "file:///srv/backups"},
+		"file:///srv/a%20b/":                             {"directory", "file:///srv/a%20b"},
+		"s3://bucket":                                    {"s3", "s3://bucket"},
+		"s3://bucket/a/b/":                               {"s3", "s3://bucket/a/b"},
+		"s3://bucket/a?region=eu-central-1":              {"s3", "s3://bucket/a?region=eu-central-1"},
+		"s3://b/a?endpoint=http://minio:9000":            {"s3", "s3://b/a?endpoint=http://minio:9000"},
+		"registry.example.com/team/pg":                   {"registry", "registry.example.com/team/pg"},
+		"localhost:5000/pg":                              {"registry", "localhost:5000/pg"},
+		"127.0.0.1:5000/team/pg":                         {"registry", "127.0.0.1:5000/team/pg"},
+		"s3://b/a?region=x&endpoint=https://minio:9000/": {"s3", "s3://b/a?endpoint=https://minio:9000&region=x"},
+		"docker.io/user/pg":                              {"registry", "docker.io/user/pg"},
+		"hub://hub.example.com/team/pg":                  {"hub", "hub://hub.example.com/team/pg"},
+		"hub://localhost:7440/team/pg-replica":           {"hub", "hub://localhost:7440/team/pg-replica"},
 	} {
 		s, err := Open(address, Options{})
 		if err != nil {
@@ -32,6 +33,10 @@ func TestOpen(t *testing.T) {
 		}
 		if err := s.Close(); err != nil {
 			t.Errorf("%s: %v", address, err)
+		}
+		// What is kept of it leads to the same place.
+		if again, err := Open(want.url, Options{}); err != nil || again.Info().URL != want.url {
+			t.Errorf("%s, kept as %s: %v", address, want.url, err)
 		}
 	}
 	for address, says := range map[string]string{

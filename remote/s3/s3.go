@@ -45,10 +45,11 @@ type Options struct {
 
 // Store is a prefix of a bucket.
 type Store struct {
-	o    Options
-	url  string
-	core *minio.Core
-	idle func()
+	o       Options
+	url     string // bucket and prefix
+	address string // the whole: with endpoint and region where they were given
+	core    *minio.Core
+	idle    func()
 
 	mu    sync.Mutex
 	means *means // guarded by mu; nil before it was tried out
@@ -71,6 +72,25 @@ const (
 	maxTries    = 8 // of one request, with growing pauses: about six seconds
 )
 
+// query is what an address says besides bucket and prefix: whoever keeps it finds
+// the same place again.
+func query(o Options, endpoint *url.URL) string {
+	var parts []string
+	if o.Endpoint != "" {
+		parts = append(parts, "endpoint="+escaped.Replace(endpoint.Scheme+"://"+endpoint.Host))
+	}
+	if o.Region != "" {
+		parts = append(parts, "region="+url.QueryEscape(o.Region))
+	}
+	if len(parts) == 0 {
+		return ""
+	}
+	return "?" + strings.Join(parts, "&")
+}
+
+// escaped leaves a URL readable within a query.
+var escaped = strings.NewReplacer("%", "%25", "&", "%26", "#", "%23", "+", "%2B")
+
 // Open makes a client; nothing is asked of the endpoint.
 func Open(o Options) (*Store, error) {
 	const op = "open remote"
@@ -84,6 +104,7 @@ func Open(o Options) (*Store, error) {
 	if err != nil || u.Host == "" || (u.Scheme != "https" && u.Scheme != "http") || u.User != nil || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" {
 		return nil, &api.Error{Kind: api.Invalid, Op: op, Object: s.url, Reason: "the endpoint is not the URL of a host", Next: "give one like endpoint=https://minio.example.com:9000"}
 	}
+	s.address = s.url + query(o, u)
 	base := o.Transport
 	if base == nil {
 		t := http.DefaultTransport.(*http.Transport).Clone()
@@ -141,7 +162,7 @@ func (c conditional) RoundTrip(r *http.Request) (*http.Response, error) {
 func (s *Store) Info() remote.Info {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return remote.Info{Kind: "s3", URL: s.url, Atomic: s.means != nil && s.means.put, MaxManifest: maxManifest}
+	return remote.Info{Kind: "s3", URL: s.address, Atomic: s.means != nil && s.means.put, MaxManifest: maxManifest}
 }
 
 // Close is of remote.Store.
