@@ -417,12 +417,14 @@ func (m *mover) hook(ctx context.Context, rec api.Head, j journal) error {
 			}
 		}
 	}
+	// A hook such as a checkpoint runs twice. What it writes out the first time
+	// travels while the containers still run, in rounds that begin anew; the
+	// second time it has little to do, and leaves little for the stop to write.
 	if len(rec.Move.Options.Hook) > 0 {
-		// What a hook such as a checkpoint wrote out travels while the
-		// containers still run: the rounds begin anew.
 		m.rounds = nil
 	}
-	j.Hooked = true
+	j.Hooked = j.Warm || len(rec.Move.Options.Hook) == 0
+	j.Warm = true
 	return m.write(j)
 }
 

@@ -23,6 +23,7 @@ type journal struct {
 	Checked bool `json:"checked"`
 	// Told are the ids of the containers that the target was told of.
 	Told     []string  `json:"told,omitempty"`
+	Warm     bool      `json:"warm,omitempty"` // the hook has run for the first time
 	Hooked   bool      `json:"hooked"`
 	Closed   bool      `json:"closed"`
 	Stopping bool      `json:"stopping"`

@@ -78,7 +78,7 @@ the owner changes, and the containers start on the other node.`,
 	f.StringVar(&in.Pool, "pool", "", "pool on the node (default: its default pool)")
 	f.StringVar(&in.Branch, "branch", "", "branch (default: the current one)")
 	f.StringVar(&bandwidth, "bandwidth", "", "limit for the live rounds, in bytes a second, as in 50M")
-	f.StringVar(&hook, "hook", "", "shell command to run in each container before it is stopped, such as a CHECKPOINT")
+	f.StringVar(&hook, "hook", "", "shell command to run in each container before it is stopped, such as a CHECKPOINT; it runs twice, so that the second time has little to do")
 	f.DurationVar(&in.Options.HookTimeout, "hook-timeout", 0, "how long the hook may take (default 30s)")
 	f.DurationVar(&in.Options.StopTimeout, "stop-timeout", 0, "how long a container may take to stop (default: its own setting)")
 	f.BoolVar(&in.Options.AllowLoss, "allow-loss", false, "allow a pool that cannot keep everything; what it cannot is stored beside the data")
