@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 
@@ -20,13 +21,18 @@ type tool struct {
 	begin, put, restore string
 }
 
-const password = "export RESTIC_PASSWORD=bench RESTIC_CACHE_DIR={repo}.cache BORG_BASE_DIR={repo}.base BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK=yes; "
+const environment = "export RESTIC_PASSWORD=bench KOPIA_PASSWORD=bench RESTIC_CACHE_DIR={repo}.cache BORG_BASE_DIR={repo}.base BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK=yes KOPIA_CHECK_FOR_UPDATES=false KOPIA_CONFIG_PATH={repo}.config KOPIA_CACHE_DIRECTORY={repo}.cache PATH={bin}:$PATH; "
 
-// tools are those that Debian has. All read the same snapshot, mounted.
+// tools read the same snapshots as Drover, mounted at one place, with the
+// settings they come with.
 var tools = []tool{
 	{
-		"restic", "restic init -q --repository-version 2 -r {repo}",
+		"restic", "restic init -q -r {repo}",
 		"cd {dir} && restic backup -q -r {repo} .", "restic restore -q -r {repo} latest --target {out}",
+	},
+	{
+		"kopia", "mkdir {repo} && kopia repository create filesystem --path {repo}",
+		"cd {dir} && kopia snapshot create --no-progress --json . >{repo}.json", `kopia snapshot restore --no-progress $(grep -o '"id":"[^"]*"' {repo}.json | head -1 | cut -d'"' -f4) {out}`,
 	},
 	{
 		"borg", "borg init -e none {repo}",
@@ -34,9 +40,56 @@ var tools = []tool{
 	},
 }
 
+// peers are the tools that are built from their modules, in the versions that
+// docs/benchmarks.md names. Borg is Debian's.
+var peers = []struct{ name, module, version, command, tags string }{
+	{"restic", "github.com/restic/restic", "v0.18.1", "github.com/restic/restic/cmd/restic", ""},
+	{"kopia", "github.com/kopia/kopia", "v0.22.3", "github.com/kopia/kopia", "nohtmlui"},
+}
+
+// buildPeers builds what is not in the cache yet, and says where it is.
+func (b *bench) buildPeers(ctx context.Context) (dir string, err error) {
+	if err := lab.Require(ctx, b.out, "borgbackup"); err != nil {
+		return "", err
+	}
+	cache, err := lab.CacheDir()
+	if err != nil {
+		return "", err
+	}
+	for _, p := range peers {
+		at := filepath.Join(cache, "peers")
+		out := filepath.Join(at, p.name+"-"+p.version)
+		link := filepath.Join(at, p.name)
+		if _, err := os.Stat(out); err != nil {
+			b.say("building %s %s, once", p.name, p.version)
+			work, err := os.MkdirTemp("", "peer-")
+			if err != nil {
+				return "", err
+			}
+			defer os.RemoveAll(work)
+			mod := fmt.Sprintf("module peers\n\ngo 1.25.0\n\nrequire %s %s\n", p.module, p.version)
+			if err := os.WriteFile(filepath.Join(work, "go.mod"), []byte(mod), 0o600); err != nil {
+				return "", err
+			}
+			cmd := exec.CommandContext(ctx, "go", "build", "-mod=mod", "-tags", p.tags, "-o", out, p.command)
+			cmd.Dir = work
+			if text, err := cmd.CombinedOutput(); err != nil {
+				return "", fmt.Errorf("build %s: %w: %s", p.name, err, text)
+			}
+		}
+		_ = os.Remove(link)
+		if err := os.Symlink(out, link); err != nil {
+			return "", err
+		}
+		dir = at
+	}
+	return dir, nil
+}
+
 // race is pushes of one database by Drover and others, state after state.
 type race struct {
 	b     *bench
+	bin   string // where built tools are
 	dir   string // on the host
 	n     int
 	repos map[string]string // current repository by tool
@@ -57,7 +110,11 @@ func (b *bench) push(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r := &race{b: b, dir: filepath.Join(h.Dir(), "race"), repos: map[string]string{}}
+	bin, err := b.buildPeers(ctx)
+	if err != nil {
+		return err
+	}
+	r := &race{b: b, bin: bin, dir: filepath.Join(h.Dir(), "race"), repos: map[string]string{}}
 	if err := os.MkdirAll(r.dir, 0o700); err != nil {
 		return err
 	}
@@ -98,8 +155,8 @@ func (r *race) round(ctx context.Context, fresh bool, load string) error {
 			return err
 		}
 	}
-	at := filepath.Join(r.dir, fmt.Sprint("at", r.n))
-	script := fmt.Sprintf("docker exec %s psql -U postgres -h 127.0.0.1 -qc CHECKPOINT; sync; %s commit %s -m %d && mkdir %s && %s mount %s %s && cat $(find %s -type f) >/dev/null",
+	at := filepath.Join(r.dir, "at") // the same each time: the others know files again by their path
+	script := fmt.Sprintf("docker exec %s psql -U postgres -h 127.0.0.1 -qc CHECKPOINT; sync; %s commit %s -m %d && mkdir -p %s && %s mount %s %s && cat $(find %s -type f) >/dev/null",
 		demo.Container, d, demo.Volume, r.n, at, d, demo.Volume, at, at)
 	if _, err := r.sh(ctx, script); err != nil {
 		return err
@@ -163,7 +220,7 @@ func (r *race) tool(name string) tool {
 }
 
 func (r *race) fill(script, repo, at string) string {
-	return strings.NewReplacer("{repo}", repo, "{dir}", at, "{n}", fmt.Sprint(r.n), "{out}", at).Replace(password + script)
+	return strings.NewReplacer("{repo}", repo, "{dir}", at, "{n}", fmt.Sprint(r.n), "{out}", at, "{bin}", r.bin).Replace(environment + script)
 }
 
 // report prints what was taken, and ratios of pairs: the fastest and the
@@ -219,7 +276,7 @@ func (r *race) back(ctx context.Context) error {
 			if err := os.MkdirAll(dir, 0o700); err != nil {
 				return err
 			}
-			took, err := r.sh(ctx, strings.ReplaceAll(r.fill(t.restore, r.repos[t.name], dir), "{out}", dir)+"; sync -f "+dir)
+			took, err := r.sh(ctx, r.fill(t.restore, r.repos[t.name], dir)+"; sync -f "+dir)
 			if err != nil {
 				return err
 			}
