@@ -35,7 +35,7 @@ func main() {
 	flag.IntVar(&b.runs, "runs", 5, "of each measurement")
 	flag.StringVar(&b.pool, "pool", "16G", "size of each host's pool; the disk holds three")
 	flag.StringVar(&b.logs, "logs", "", "directory that the agents' logs of every action are copied to")
-	only := flag.String("only", "", "comma-separated: idle, mount, move, downtime, large, push, memory, control")
+	only := flag.String("only", "", "comma-separated: idle, mount, move, downtime, large, push, history, memory, control")
 	flag.Parse()
 	path, err := filepath.Abs(b.binary)
 	if err != nil {
@@ -67,7 +67,7 @@ func (b *bench) run(ctx context.Context, only string) (err error) {
 	parts := []struct {
 		name string
 		do   func(context.Context) error
-	}{{"idle", lab(b.idle)}, {"mount", lab(b.mount)}, {"move", lab(b.move)}, {"downtime", lab(b.downtime)}, {"large", lab(b.large)}, {"push", lab(b.push)}, {"memory", lab(b.memory)}, {"control", b.control}}
+	}{{"idle", lab(b.idle)}, {"mount", lab(b.mount)}, {"move", lab(b.move)}, {"downtime", lab(b.downtime)}, {"large", lab(b.large)}, {"push", lab(b.push)}, {"history", lab(b.history)}, {"memory", lab(b.memory)}, {"control", b.control}}
 	b.machine()
 	for _, p := range parts {
 		if only != "" && !slices.Contains(strings.Split(only, ","), p.name) {
