@@ -183,6 +183,16 @@ type Ref struct {
 	Time   time.Time
 }
 
+// Mirrored is a name as the storage is to have it, beside the database.
+type Mirrored struct {
+	Repository string
+	Gone       bool // the repository was deleted: everything of it goes
+	Name       string
+	Digest     digest.Digest // "" for a name that goes
+	// Manifests are what the name leads to, Blobs what they name and no link was written for.
+	Manifests, Blobs []digest.Digest
+}
+
 // Event is one thing that happened: a line of the activity log, and what
 // webhooks are sent.
 type Event struct {

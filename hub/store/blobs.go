@@ -65,6 +65,32 @@ func (s *Store) Blob(ctx context.Context, repository string, d digest.Digest) (i
 	})
 }
 
+// Look is Blob for those who only read: nothing is written down. ok: what is stored is
+// not known to be damaged.
+func (s *Store) Look(ctx context.Context, repository string, d digest.Digest) (size int64, ok bool, err error) {
+	const op = "find blob"
+	t := s.reading()
+	r, err := t.find(ctx, repository, "")
+	if err != nil {
+		return 0, false, s.broken(op, repository, err)
+	}
+	var state int
+	err = t.row(ctx, "SELECT b.size, x.state FROM repo_blobs b JOIN blobs x ON x.digest = b.digest WHERE b.repository = ? AND b.digest = ? AND b.present = 1", r.id, string(d)).Scan(&size, &state)
+	if errors.Is(err, sql.ErrNoRows) {
+		return 0, false, noBlob(d)
+	}
+	return size, state == live, s.broken(op, string(d), err)
+}
+
+// Held says whether a repository holds a blob that is not known to be stored.
+func (s *Store) Held(ctx context.Context, repository string, d digest.Digest) (size int64, held bool, err error) {
+	err = s.reading().row(ctx, "SELECT b.size FROM repo_blobs b JOIN repositories r ON r.id = b.repository WHERE r.name = ? AND b.digest = ? AND b.present = 0", repository, string(d)).Scan(&size)
+	if errors.Is(err, sql.ErrNoRows) {
+		return 0, false, nil
+	}
+	return size, err == nil, s.broken("find blob", string(d), err)
+}
+
 // claim makes sure that no sweep removes a digest's bytes: from here to the end of
 // the transaction by the lock, from then on by the row that the caller writes.
 func (t tx) claim(ctx context.Context, d digest.Digest, size int64) (state int, err error) {
@@ -216,20 +242,23 @@ func (s *Store) BeginUpload(ctx context.Context, repository, id string) error {
 func (s *Store) RenewUpload(ctx context.Context, repository, id string) error {
 	var seen int64
 	err := s.reading().row(ctx, "SELECT seen FROM uploads WHERE id = ? AND repository = ?", id, repository).Scan(&seen)
-	if errors.Is(err, sql.ErrNoRows) {
+	if errors.Is(err, sql.ErrNoRows) || (err == nil && seen == ending) {
 		return noUpload(id)
 	}
 	if err != nil || micros(s.now())-seen < time.Minute.Microseconds() {
 		return s.broken("go on with upload", repository, err)
 	}
 	return s.write(ctx, "go on with upload", repository, func(t tx) error {
-		n, err := t.exec(ctx, "UPDATE uploads SET seen = ? WHERE id = ? AND repository = ?", t.now, id, repository)
+		n, err := t.exec(ctx, "UPDATE uploads SET seen = ? WHERE id = ? AND repository = ? AND seen <> ?", t.now, id, repository, ending)
 		if err == nil && n == 0 {
 			return noUpload(id)
 		}
 		return err
 	})
 }
+
+// ending is when an upload was seen whose session is being removed.
+const ending = -1
 
 func noUpload(id string) error {
 	return &api.Error{Kind: api.NotFound, Op: "go on with upload", Object: id, Reason: "it has ended, or was left for a day", Next: "begin anew", Err: hub.ErrUpload}

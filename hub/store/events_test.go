@@ -91,7 +91,7 @@ func mirrorNames(b *bench) {
 	const repo = "alice/pg"
 	storage := map[string]digest.Digest{}
 	var blobs []digest.Digest
-	put := func(_ context.Context, m Mirrored) error {
+	put := func(_ context.Context, m hub.Mirrored) error {
 		switch {
 		case m.Gone:
 			clear(storage)
@@ -120,7 +120,7 @@ func mirrorNames(b *bench) {
 	must(b, err)
 	// What fails is done later.
 	failed := errors.New("no")
-	if err := b.Mirror(ctx, repo, "b-main", func(context.Context, Mirrored) error { return failed }); !errors.Is(err, failed) {
+	if err := b.Mirror(ctx, repo, "b-main", func(context.Context, hub.Mirrored) error { return failed }); !errors.Is(err, failed) {
 		b.Errorf("%v", err)
 	}
 	flush(1)
@@ -138,7 +138,7 @@ func mirrorNames(b *bench) {
 	_, err = b.commit(repo, "b-main", "c", "b")
 	must(b, err)
 	if !b.postgres {
-		must(b, b.Mirror(ctx, repo, "b-main", func(ctx context.Context, m Mirrored) error {
+		must(b, b.Mirror(ctx, repo, "b-main", func(ctx context.Context, m hub.Mirrored) error {
 			_, err := b.commit(repo, "b-main", "d", "c")
 			must(b, err)
 			return put(ctx, m)

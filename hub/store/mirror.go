@@ -22,21 +22,9 @@ func (t tx) mirrorAll(ctx context.Context, id int64, repository string) error {
 	return err
 }
 
-// Mirrored is a name as the storage is to have it.
-type Mirrored struct {
-	Repository string
-	// Gone: the repository was deleted; everything of it goes.
-	Gone bool
-	Name string
-	// Digest is "" for a name that goes.
-	Digest digest.Digest
-	// Manifests are what the name leads to, Blobs what they name and no link was written for.
-	Manifests, Blobs []digest.Digest
-}
-
 // Unmirrored lists names that are still to be written to the storage.
-func (s *Store) Unmirrored(ctx context.Context, limit int) ([]Mirrored, error) {
-	list, err := all(ctx, s.reading(), func(scan func(...any) error) (m Mirrored, err error) {
+func (s *Store) Unmirrored(ctx context.Context, limit int) ([]hub.Mirrored, error) {
+	list, err := all(ctx, s.reading(), func(scan func(...any) error) (m hub.Mirrored, err error) {
 		err = scan(&m.Repository, &m.Name)
 		m.Gone = m.Name == ""
 		return m, err
@@ -46,7 +34,7 @@ func (s *Store) Unmirrored(ctx context.Context, limit int) ([]Mirrored, error) {
 
 // Mirror has a name written to the storage as it is now, if that is still to be
 // done. No other process writes the same name meanwhile.
-func (s *Store) Mirror(ctx context.Context, repository, name string, put func(context.Context, Mirrored) error) error {
+func (s *Store) Mirror(ctx context.Context, repository, name string, put func(context.Context, hub.Mirrored) error) error {
 	const op = "write name to the storage"
 	if s.postgres {
 		return s.write(ctx, op, name, func(t tx) error {
@@ -84,7 +72,7 @@ func (s *Store) Mirror(ctx context.Context, repository, name string, put func(co
 }
 
 // mirrored looks up what is to be written; nil when nothing is.
-func (t tx) mirrored(ctx context.Context, repository, name string) (*Mirrored, int64, error) {
+func (t tx) mirrored(ctx context.Context, repository, name string) (*hub.Mirrored, int64, error) {
 	var turn int64
 	locking := ""
 	if t.postgres {
@@ -97,7 +85,7 @@ func (t tx) mirrored(ctx context.Context, repository, name string) (*Mirrored, i
 	if err != nil {
 		return nil, 0, err
 	}
-	m := &Mirrored{Repository: repository, Name: name, Gone: name == ""}
+	m := &hub.Mirrored{Repository: repository, Name: name, Gone: name == ""}
 	if m.Gone {
 		return m, turn, nil
 	}
@@ -117,7 +105,7 @@ func (t tx) mirrored(ctx context.Context, repository, name string) (*Mirrored, i
 	return m, turn, err
 }
 
-func (t tx) noteMirrored(ctx context.Context, m Mirrored) error {
+func (t tx) noteMirrored(ctx context.Context, m hub.Mirrored) error {
 	if _, err := t.exec(ctx, "DELETE FROM mirror WHERE repository = ? AND name = ?", m.Repository, m.Name); err != nil {
 		return err
 	}

@@ -238,7 +238,7 @@ func (s *Store) DeleteRepository(ctx context.Context, by hub.Identity, name stri
 		if _, err := t.exec(ctx, "DELETE FROM repositories WHERE id = ?", r.id); err != nil {
 			return err
 		}
-		if _, err := t.exec(ctx, "UPDATE uploads SET seen = 0 WHERE repository = ?", name); err != nil {
+		if _, err := t.exec(ctx, "UPDATE uploads SET seen = ? WHERE repository = ?", ending, name); err != nil {
 			return err
 		}
 		if _, err := t.exec(ctx, "DELETE FROM mirror WHERE repository = ?", name); err != nil {

@@ -58,7 +58,8 @@ type Store struct {
 	path     string  // of SQLite's file
 	w, r     *sql.DB // for changes, and for reading; the same with PostgreSQL
 
-	mirror sync.Mutex // held while a name is written to the storage, with SQLite
+	mirror    sync.Mutex // held while a name is written to the storage, with SQLite
+	exclusive exclusive
 }
 
 var _ hub.Gate = (*Store)(nil)

@@ -87,9 +87,13 @@ func (l *Lock) Release() {
 		_ = l.file.Close()
 		return
 	}
-	// The session goes, and the lock with it, whatever state it is in.
-	_ = l.conn.Raw(func(any) error { return driver.ErrBadConn })
-	_ = l.conn.Close()
+	endSession(l.conn)
+}
+
+// endSession ends a connection for good, and its locks with it, whatever state it is in.
+func endSession(c *sql.Conn) {
+	_ = c.Raw(func(any) error { return driver.ErrBadConn })
+	_ = c.Close()
 }
 
 // Figures are what a sweep did.
@@ -324,9 +328,25 @@ func (s *Store) Removed(ctx context.Context, d digest.Digest) error {
 // Upload is a session that a client began.
 type Upload struct{ ID, Repository string }
 
-// StaleUploads lists those that nobody went on with since cutoff.
+// StaleUploads ends those that nobody went on with since cutoff, and lists them: their
+// sessions are to be removed, and then EndUpload is said.
 func (s *Store) StaleUploads(ctx context.Context, cutoff time.Time) ([]Upload, error) {
-	list, err := all(ctx, s.reading(), func(scan func(...any) error) (u Upload, err error) { return u, scan(&u.ID, &u.Repository) },
-		"SELECT id, repository FROM uploads WHERE seen < ? ORDER BY id", micros(cutoff))
-	return list, s.broken("list uploads", "", err)
+	var list []Upload
+	err := s.write(ctx, "end uploads", "", func(t tx) error {
+		if _, err := t.exec(ctx, "UPDATE uploads SET seen = ? WHERE seen < ?", ending, micros(cutoff)); err != nil {
+			return err
+		}
+		var err error
+		list, err = all(ctx, t, func(scan func(...any) error) (u Upload, err error) { return u, scan(&u.ID, &u.Repository) },
+			"SELECT id, repository FROM uploads WHERE seen = ? ORDER BY id", ending)
+		return err
+	})
+	return list, err
+}
+
+// Empty says that the database knows no bytes: it is new.
+func (s *Store) Empty(ctx context.Context) (bool, error) {
+	var n int
+	err := s.reading().row(ctx, "SELECT COUNT(*) FROM (SELECT 1 FROM blobs LIMIT 1) x").Scan(&n)
+	return n == 0, s.broken("look at the hub's database", "", err)
 }

@@ -106,6 +106,10 @@ var rules = []rule{
 		why: "what goes is decided by rows and rules, whoever asks for it",
 	},
 	{
+		of: []string{"hub/serve"}, not: []string{"database/sql", "github.com/distribution..."}, only: []string{"api", "hub..."},
+		why: "it puts rooms together and decides nothing",
+	},
+	{
 		of: []string{"users"}, only: []string{"api", "storage"},
 		why: "who uses a head is the kernel's word, not the cluster's",
 	},
@@ -166,6 +170,7 @@ var doors = []door{
 	{"storage/faulty", []string{"internal/..."}, "it breaks things on purpose: for tests and simulations"},
 	{"storage/storagetest", nil, "a suite for tests"},
 	{"state/statetest", nil, "a suite for tests"},
+	{"hub/serve", []string{"cmd...", "internal/..."}, "who wires a hub gets all its adapters"},
 	{"hub/engine", []string{"hub...", "cmd...", "internal/..."}, "only the hub has an engine"},
 	{"hub/store", []string{"hub...", "cmd...", "internal/..."}, "only the hub has its database"},
 	{"internal/postgres", nil, "a server for tests"},
