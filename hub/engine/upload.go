@@ -101,7 +101,11 @@ func (e *Engine) Append(ctx context.Context, repository, id string, offset int64
 			return size, broken(op, id, err, hub.ErrUpload)
 		}
 	}
-	return size, broken(op, id, failed, hub.ErrUpload)
+	var known *api.Error
+	if failed == nil || errors.As(failed, &known) {
+		return size, failed
+	}
+	return size, &api.Error{Kind: api.Canceled, Op: op, Object: id, Reason: "the client's connection broke", Err: failed, Next: "go on with the upload"}
 }
 
 // copyBoth writes what comes to the storage, and what was written to the digest. It

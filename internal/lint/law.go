@@ -174,6 +174,7 @@ var doors = []door{
 	{"hub/engine", []string{"hub...", "cmd...", "internal/..."}, "only the hub has an engine"},
 	{"hub/store", []string{"hub...", "cmd...", "internal/..."}, "only the hub has its database"},
 	{"internal/postgres", nil, "a server for tests"},
+	{"internal/hubserver", nil, "a server for tests"},
 	{"remote/layout", []string{"remote/open", "hub", "cmd...", "lab", "internal/..."}, "only who wires a host chooses how a remote is reached"},
 	{"remote/s3", []string{"remote/open", "hub", "cmd...", "lab", "internal/..."}, "only who wires a host chooses how a remote is reached"},
 	{"remote/registry", []string{"remote/open", "hub", "cmd...", "lab", "internal/..."}, "only who wires a host chooses how a remote is reached"},
