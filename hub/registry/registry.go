@@ -115,31 +115,42 @@ type counter struct {
 	n      int64
 
 	mu          sync.Mutex
+	asked       bool // guarded by mu; somebody else wants what this request is at
 	reading     bool // guarded by mu; bytes of an upload are waited for
 	interrupted bool // guarded by mu; nothing more is read from the connection
 }
 
 // read runs what reads the request's body, which interrupt ends.
 func (c *counter) read(f func() error) error {
-	set := func(v bool) {
+	c.mu.Lock()
+	c.reading = true
+	if c.asked {
+		c.cut()
+	}
+	c.mu.Unlock()
+	defer func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		c.reading = v
-	}
-	set(true)
-	defer set(false)
+		c.reading = false
+	}()
 	return f()
 }
 
-// interrupt has the reading of the request's body end with an error, if it is read. The
-// connection is of no use after this request then.
+// interrupt has the reading of the request's body end with an error. The connection
+// is of no use after this request then; where nothing is read it stays.
 func (c *counter) interrupt() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.asked = true
 	if c.reading {
-		c.interrupted = true
-		_ = http.NewResponseController(c.ResponseWriter).SetReadDeadline(time.Unix(1, 0))
+		c.cut()
 	}
+}
+
+// cut ends what is read. The caller holds mu.
+func (c *counter) cut() {
+	c.interrupted = true
+	_ = http.NewResponseController(c.ResponseWriter).SetReadDeadline(time.Unix(1, 0))
 }
 
 func (c *counter) spoilt() bool {
