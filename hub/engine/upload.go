@@ -60,6 +60,10 @@ func (e *Engine) Size(ctx context.Context, repository, id string) (int64, error)
 		}
 		return i.Size(), nil
 	}
+	// Some drivers make what they are asked to go on with.
+	if _, err := e.d.List(ctx, sessionDir(repository, id)); absent(err) {
+		return 0, nil
+	}
 	w, err := e.d.Writer(ctx, sessionData(repository, id), true)
 	if absent(err) {
 		return 0, nil
