@@ -86,6 +86,30 @@ var rules = []rule{
 		why: "commits go between a pool and a remote; whose they are and who asked is the agent's affair",
 	},
 	{
+		of: []string{"hub"}, not: []string{"net/http", "database/sql", "github.com/distribution..."}, only: []string{"api", "remote"},
+		why: "the words of the hub; its rooms meet there",
+	},
+	{
+		of: []string{"hub/store"}, not: []string{"net/http", "github.com/distribution..."}, only: []string{"api", "hub", "internal/durable"},
+		why: "rules that hold in a transaction know neither HTTP nor where bytes are kept",
+	},
+	{
+		of: []string{"hub/engine"}, not: []string{"database/sql"}, only: []string{"api", "hub", "internal/durable"},
+		why: "bytes are kept without knowing whose they are",
+	},
+	{
+		of: []string{"hub/registry"}, not: []string{"database/sql", "github.com/distribution..."}, only: []string{"api", "hub", "hub/engine", "hub/store", "remote"},
+		why: "the face of a registry asks the database and the engine, and is neither",
+	},
+	{
+		of: []string{"hub/collect"}, not: []string{"net/http", "database/sql", "github.com/distribution..."}, only: []string{"api", "hub", "hub/engine", "hub/store", "repo"},
+		why: "what goes is decided by rows and rules, whoever asks for it",
+	},
+	{
+		of: []string{"hub/serve"}, not: []string{"database/sql", "github.com/distribution..."}, only: []string{"api", "hub..."},
+		why: "it puts rooms together and decides nothing",
+	},
+	{
 		of: []string{"users"}, only: []string{"api", "storage"},
 		why: "who uses a head is the kernel's word, not the cluster's",
 	},
@@ -146,6 +170,11 @@ var doors = []door{
 	{"storage/faulty", []string{"internal/..."}, "it breaks things on purpose: for tests and simulations"},
 	{"storage/storagetest", nil, "a suite for tests"},
 	{"state/statetest", nil, "a suite for tests"},
+	{"hub/serve", []string{"cmd...", "internal/..."}, "who wires a hub gets all its adapters"},
+	{"hub/engine", []string{"hub...", "cmd...", "internal/..."}, "only the hub has an engine"},
+	{"hub/store", []string{"hub...", "cmd...", "internal/..."}, "only the hub has its database"},
+	{"internal/postgres", nil, "a server for tests"},
+	{"internal/hubserver", nil, "a server for tests"},
 	{"remote/layout", []string{"remote/open", "hub", "cmd...", "lab", "internal/..."}, "only who wires a host chooses how a remote is reached"},
 	{"remote/s3", []string{"remote/open", "hub", "cmd...", "lab", "internal/..."}, "only who wires a host chooses how a remote is reached"},
 	{"remote/registry", []string{"remote/open", "hub", "cmd...", "lab", "internal/..."}, "only who wires a host chooses how a remote is reached"},
@@ -167,6 +196,7 @@ var confined = []door{
 	{"github.com/minio/...", []string{"remote/s3"}, "buckets are a port; remote/s3 is its one adapter"},
 	{"oras.land/...", []string{"remote/registry"}, "registries are a port; remote/registry is its one adapter"},
 	{"github.com/distribution/...", []string{"hub...", "internal/..."}, "the engine of the hub, and the foreign registry of tests"},
+	{"modernc.org/...", []string{"hub/store"}, "the hub's database is used in one room"},
 	{"github.com/danielgtaylor/huma...", []string{"apiserver"}, "routes and their description are made in one place"},
 	{"github.com/prometheus/...", []string{"metrics", "internal/..."}, "measures are named in one place"},
 	{"github.com/vishvananda/...", []string{"lab", "network/...", "internal/..."}, "links and namespaces"},
