@@ -90,7 +90,7 @@ var rules = []rule{
 		why: "the words of the hub; its rooms meet there",
 	},
 	{
-		of: []string{"hub/store"}, not: []string{"net/http", "github.com/distribution..."}, only: []string{"api", "hub", "internal/durable"},
+		of: []string{"hub/store"}, not: []string{"net/http", "github.com/distribution..."}, only: []string{"api", "hub", "remote", "internal/durable"},
 		why: "rules that hold in a transaction know neither HTTP nor where bytes are kept",
 	},
 	{
