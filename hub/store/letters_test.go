@@ -73,7 +73,7 @@ func looking(b *bench) {
 	must(b, b.SetRepository(ctx, alice, hub.Repository{Name: repo, Protected: []string{"feature/*"}}))
 	c, err := b.Content(ctx, repo)
 	must(b, err)
-	if len(c.Branches) != 1 || c.Branches[0].Name != "feature/x" || c.Branches[0].Digest != one.Digest || c.Branches[0].Commit != commitID("a") || c.Branches[0].Protected != "feature/*" || c.Branches[0].Bytes == 0 {
+	if len(c.Branches) != 1 || c.Branches[0].Name != "feature/x" || c.Branches[0].Digest != one || c.Branches[0].Commit != commitID("a") || c.Branches[0].Protected != "feature/*" || c.Branches[0].Bytes == 0 {
 		b.Errorf("%+v", c.Branches)
 	}
 	if len(c.Commits) != 1 || c.Commits[0].ID != commitID("b") || !slices.Equal(c.Commits[0].Parents, []string{commitID("a")}) {

@@ -5,6 +5,7 @@ package apierror
 import (
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -64,8 +65,12 @@ func Of(err error) huma.StatusError {
 
 // Write answers with an error.
 func Write(w http.ResponseWriter, err error) {
-	e := Of(err)
 	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(e.GetStatus())
-	_ = json.NewEncoder(w).Encode(e) // the client is gone if this fails
+	w.WriteHeader(Of(err).GetStatus())
+	Encode(w, err)
+}
+
+// Encode writes an error whose status was written already.
+func Encode(w io.Writer, err error) {
+	_ = json.NewEncoder(w).Encode(Of(err)) // the client is gone if this fails
 }
