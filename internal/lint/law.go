@@ -182,7 +182,7 @@ var doors = []door{
 	{"storage/faulty", []string{"internal/..."}, "it breaks things on purpose: for tests and simulations"},
 	{"storage/storagetest", nil, "a suite for tests"},
 	{"state/statetest", nil, "a suite for tests"},
-	{"hub/serve", []string{"cmd...", "internal/..."}, "who wires a hub gets all its adapters"},
+	{"hub/serve", []string{"hub/front", "cmd...", "internal/..."}, "who wires a hub gets all its adapters"},
 	{"hub/engine", []string{"hub...", "cmd...", "internal/..."}, "only the hub has an engine"},
 	{"hub/front", []string{"cmd...", "internal/..."}, "whoever imports it gets a whole hub"},
 	{"hub/manage", []string{"hub/front", "cmd...", "internal/..."}, "the server is an edge; the client is hub/manage/client"},
