@@ -267,7 +267,7 @@ func hubNamespaceWrite(t *hubTalk, change bool) *cobra.Command {
 				return err
 			}
 			return t.print(c.OutOrStdout(), n, func(w *tabwriter.Writer) {
-				fmt.Fprintf(w, "namespace %s: %s of %s used\n", n.Name, sizeText(n.Used), limitText(n.Quota))
+				fmt.Fprintf(w, "namespace %s: %s\n", n.Name, usedText(n.Used, n.Quota))
 			})
 		}),
 	}

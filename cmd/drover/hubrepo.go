@@ -68,7 +68,7 @@ func printRepository(w io.Writer, r hub.RepositoryDetail) {
 	row(w, "name:", r.Name)
 	row(w, "your right:", r.Right)
 	row(w, "read by:", audience(r.Repository))
-	row(w, "used:", sizeText(r.Used)+" of "+limitText(r.Quota))
+	row(w, "room:", usedText(r.Used, r.Quota))
 	row(w, "protected:", dash(strings.Join(r.Protected, ", ")))
 	keep := "every commit"
 	if r.Keep != nil {
@@ -170,7 +170,6 @@ func hubRepositoryWrite(t *hubTalk, change bool) *cobra.Command {
 		c.Use, c.Short, c.ValidArgsFunction = "set NAME", "Change who reads a repository, its quota, protected branches and retention", t.names(hubRepositoryNames)
 		c.Example = "  drover hub repo set team/pg --public\n  drover hub repo set team/pg --protect ''                  # no branch\n  drover hub repo set team/pg --keep-daily 7 --keep-weekly 4"
 		f.BoolVar(&keepAll, "keep-all", false, "keep every commit again")
-		c.MarkFlagsMutuallyExclusive("keep-all", "keep-last")
 	}
 	f.BoolVar(&public, "public", false, "everybody may read it")
 	f.BoolVar(&private, "private", false, "its members alone may read it")
@@ -309,4 +308,11 @@ func hubWebhookList(t *hubTalk) *cobra.Command {
 			})
 		}),
 	}
+}
+
+func usedText(used, quota int64) string {
+	if quota == 0 {
+		return sizeText(used) + " used, without a limit"
+	}
+	return sizeText(used) + " of " + sizeText(quota) + " used"
 }

@@ -66,14 +66,14 @@ func (s *Server) findNamespace(ctx context.Context, op, name string) (hub.Namesp
 	return list[i], nil
 }
 
-// namespaceIn names a namespace.
-type namespaceIn struct {
+// NamespaceIn names a namespace.
+type NamespaceIn struct {
 	Namespace string `path:"namespace"`
 }
 
-func (in *namespaceIn) object() string { return in.Namespace }
+func (in *NamespaceIn) object() string { return in.Namespace }
 
-func (s *Server) getNamespace(ctx context.Context, in *namespaceIn) (hub.Namespace, error) {
+func (s *Server) getNamespace(ctx context.Context, in *NamespaceIn) (hub.Namespace, error) {
 	const op = "inspect namespace"
 	if _, _, err := s.governs(ctx, op, in.Namespace, hub.Read); err != nil {
 		return hub.Namespace{}, err
@@ -82,7 +82,7 @@ func (s *Server) getNamespace(ctx context.Context, in *namespaceIn) (hub.Namespa
 }
 
 type changeNamespace struct {
-	namespaceIn
+	NamespaceIn
 	Body hub.ChangeNamespace
 }
 
@@ -108,7 +108,7 @@ func (s *Server) changeNamespace(ctx context.Context, in *changeNamespace) (hub.
 	return n, s.o.Store.SetNamespace(ctx, who, n)
 }
 
-func (s *Server) deleteNamespace(ctx context.Context, in *namespaceIn) (done, error) {
+func (s *Server) deleteNamespace(ctx context.Context, in *NamespaceIn) (done, error) {
 	who, _, err := s.governs(ctx, "delete namespace", in.Namespace, hub.Admin)
 	if err != nil {
 		return done{}, err
@@ -116,7 +116,7 @@ func (s *Server) deleteNamespace(ctx context.Context, in *namespaceIn) (done, er
 	return done{}, s.o.Store.DeleteNamespace(ctx, who, in.Namespace)
 }
 
-func (s *Server) listMembers(ctx context.Context, in *namespaceIn) ([]hub.Member, error) {
+func (s *Server) listMembers(ctx context.Context, in *NamespaceIn) ([]hub.Member, error) {
 	const op = "list members"
 	if _, _, err := s.governs(ctx, op, in.Namespace, hub.Read); err != nil {
 		return nil, err
@@ -128,7 +128,7 @@ func (s *Server) listMembers(ctx context.Context, in *namespaceIn) ([]hub.Member
 }
 
 type setMember struct {
-	namespaceIn
+	NamespaceIn
 	User string `path:"user"`
 	Body hub.SetRight
 }

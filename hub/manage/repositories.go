@@ -57,14 +57,14 @@ func (s *Server) createRepository(ctx context.Context, in *createRepository) (hu
 	return hub.RepositoryDetail{Repository: r, Right: right}, err
 }
 
-// repositoryIn names a repository.
-type repositoryIn struct {
+// RepositoryIn names a repository.
+type RepositoryIn struct {
 	Repository string `path:"repository" doc:"namespace%2Fname…"`
 }
 
-func (in *repositoryIn) object() string { return in.Repository }
+func (in *RepositoryIn) object() string { return in.Repository }
 
-func (s *Server) getRepository(ctx context.Context, in *repositoryIn) (hub.RepositoryDetail, error) {
+func (s *Server) getRepository(ctx context.Context, in *RepositoryIn) (hub.RepositoryDetail, error) {
 	_, right, err := s.may(ctx, "inspect repository", in.Repository, hub.Read)
 	if err != nil {
 		return hub.RepositoryDetail{}, err
@@ -74,7 +74,7 @@ func (s *Server) getRepository(ctx context.Context, in *repositoryIn) (hub.Repos
 }
 
 type changeRepository struct {
-	repositoryIn
+	RepositoryIn
 	Body hub.ChangeRepository
 }
 
@@ -94,7 +94,7 @@ func (s *Server) changeRepository(ctx context.Context, in *changeRepository) (hu
 	return hub.RepositoryDetail{Repository: r, Right: right}, s.o.Store.SetRepository(ctx, who, r)
 }
 
-func (s *Server) deleteRepository(ctx context.Context, in *repositoryIn) (done, error) {
+func (s *Server) deleteRepository(ctx context.Context, in *RepositoryIn) (done, error) {
 	who, _, err := s.may(ctx, "delete repository", in.Repository, hub.Admin)
 	if err != nil {
 		return done{}, err
@@ -102,7 +102,7 @@ func (s *Server) deleteRepository(ctx context.Context, in *repositoryIn) (done, 
 	return done{}, s.o.Store.DeleteRepository(ctx, who, in.Repository)
 }
 
-func (s *Server) content(ctx context.Context, in *repositoryIn) (hub.Content, error) {
+func (s *Server) content(ctx context.Context, in *RepositoryIn) (hub.Content, error) {
 	if _, _, err := s.may(ctx, "list names", in.Repository, hub.Read); err != nil {
 		return hub.Content{}, err
 	}
@@ -110,7 +110,7 @@ func (s *Server) content(ctx context.Context, in *repositoryIn) (hub.Content, er
 }
 
 type fork struct {
-	repositoryIn
+	RepositoryIn
 	Body hub.NewFork
 }
 
@@ -134,7 +134,7 @@ func (s *Server) fork(ctx context.Context, in *fork) (hub.RepositoryDetail, erro
 	return hub.RepositoryDetail{Repository: r, Right: right}, err
 }
 
-func (s *Server) listGrants(ctx context.Context, in *repositoryIn) ([]hub.Member, error) {
+func (s *Server) listGrants(ctx context.Context, in *RepositoryIn) ([]hub.Member, error) {
 	if _, _, err := s.may(ctx, "list rights", in.Repository, hub.Admin); err != nil {
 		return nil, err
 	}
@@ -145,7 +145,7 @@ func (s *Server) listGrants(ctx context.Context, in *repositoryIn) ([]hub.Member
 }
 
 type setGrant struct {
-	repositoryIn
+	RepositoryIn
 	User string `path:"user"`
 	Body hub.SetRight
 }

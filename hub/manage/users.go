@@ -60,15 +60,15 @@ func (s *Server) findUser(ctx context.Context, op, name string) (hub.User, error
 	return list[i], nil
 }
 
-// userIn names a user.
-type userIn struct {
+// UserIn names a user.
+type UserIn struct {
 	User string `path:"user"`
 }
 
-func (in *userIn) object() string { return in.User }
+func (in *UserIn) object() string { return in.User }
 
 type changeUser struct {
-	userIn
+	UserIn
 	Body hub.ChangeUser
 }
 
@@ -104,7 +104,7 @@ func (s *Server) changeUser(ctx context.Context, in *changeUser) (hub.User, erro
 	return u, s.o.Store.SetUser(ctx, who, u)
 }
 
-func (s *Server) deleteUser(ctx context.Context, in *userIn) (done, error) {
+func (s *Server) deleteUser(ctx context.Context, in *UserIn) (done, error) {
 	const op = "delete user"
 	who, err := operator(ctx, op, in.User)
 	if err == nil {
@@ -128,7 +128,7 @@ func tokensOf(ctx context.Context, op, user string) (hub.Identity, error) {
 	return operator(ctx, op, user)
 }
 
-func (s *Server) listTokens(ctx context.Context, in *userIn) ([]hub.Token, error) {
+func (s *Server) listTokens(ctx context.Context, in *UserIn) ([]hub.Token, error) {
 	if _, err := tokensOf(ctx, "list tokens", in.User); err != nil {
 		return nil, err
 	}
@@ -136,7 +136,7 @@ func (s *Server) listTokens(ctx context.Context, in *userIn) ([]hub.Token, error
 }
 
 type createToken struct {
-	userIn
+	UserIn
 	Body hub.NewToken
 }
 
@@ -169,12 +169,12 @@ func (s *Server) createToken(ctx context.Context, in *createToken) (hub.TokenSec
 	return hub.TokenSecret{Token: k, Secret: secret}, err
 }
 
-type tokenIn struct {
-	userIn
+type TokenIn struct {
+	UserIn
 	ID string `path:"id"`
 }
 
-func (s *Server) revokeToken(ctx context.Context, in *tokenIn) (done, error) {
+func (s *Server) revokeToken(ctx context.Context, in *TokenIn) (done, error) {
 	const op = "revoke token"
 	who, err := tokensOf(ctx, op, in.User)
 	if err != nil {

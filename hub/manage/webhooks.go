@@ -27,7 +27,7 @@ const (
 	maxLetters  = 50
 )
 
-func (s *Server) listWebhooks(ctx context.Context, in *repositoryIn) ([]hub.WebhookDetail, error) {
+func (s *Server) listWebhooks(ctx context.Context, in *RepositoryIn) ([]hub.WebhookDetail, error) {
 	if _, _, err := s.may(ctx, "list webhooks", in.Repository, hub.Admin); err != nil {
 		return nil, err
 	}
@@ -50,7 +50,7 @@ func (s *Server) listWebhooks(ctx context.Context, in *repositoryIn) ([]hub.Webh
 }
 
 type createWebhook struct {
-	repositoryIn
+	RepositoryIn
 	Body hub.NewWebhook
 }
 
@@ -86,13 +86,13 @@ func (s *Server) createWebhook(ctx context.Context, in *createWebhook) (hub.Webh
 	return hub.WebhookSecret{Webhook: w, Secret: secret}, err
 }
 
-type webhookIn struct {
-	repositoryIn
+type WebhookIn struct {
+	RepositoryIn
 	ID int64 `path:"id"`
 }
 
 type changeWebhook struct {
-	webhookIn
+	WebhookIn
 	Body hub.ChangeWebhook
 }
 
@@ -107,7 +107,7 @@ func (s *Server) changeWebhook(ctx context.Context, in *changeWebhook) (hub.Webh
 	return s.o.Store.Webhook(ctx, in.Repository, in.ID)
 }
 
-func (s *Server) deleteWebhook(ctx context.Context, in *webhookIn) (done, error) {
+func (s *Server) deleteWebhook(ctx context.Context, in *WebhookIn) (done, error) {
 	who, _, err := s.may(ctx, "delete webhook", in.Repository, hub.Admin)
 	if err != nil {
 		return done{}, err
@@ -115,7 +115,7 @@ func (s *Server) deleteWebhook(ctx context.Context, in *webhookIn) (done, error)
 	return done{}, s.o.Store.DeleteWebhook(ctx, who, in.Repository, in.ID)
 }
 
-func (s *Server) testWebhook(ctx context.Context, in *webhookIn) (hub.Attempt, error) {
+func (s *Server) testWebhook(ctx context.Context, in *WebhookIn) (hub.Attempt, error) {
 	if _, _, err := s.may(ctx, "test webhook", in.Repository, hub.Admin); err != nil {
 		return hub.Attempt{}, err
 	}
@@ -131,7 +131,7 @@ type resent struct {
 	Resent int64 `json:"resent"`
 }
 
-func (s *Server) resendWebhook(ctx context.Context, in *webhookIn) (resent, error) {
+func (s *Server) resendWebhook(ctx context.Context, in *WebhookIn) (resent, error) {
 	if _, _, err := s.may(ctx, "send again", in.Repository, hub.Admin); err != nil {
 		return resent{}, err
 	}
