@@ -11,6 +11,9 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/hub"
+	"github.com/drover-data/drover/hub/serve"
+	"github.com/drover-data/drover/internal/hubserver"
 	"github.com/drover-data/drover/internal/registryserver"
 	"github.com/drover-data/drover/internal/s3server"
 	"github.com/drover-data/drover/remote"
@@ -35,6 +38,15 @@ func TestRealServers(t *testing.T) {
 		server := registryserver.Start(t, registryserver.Options{Token: true, TLS: true})
 		wholeWay(t, func() remote.Store {
 			s, err := registry.Open(registry.Options{Reference: server.Host + "/team/pg", Username: registryserver.Writer, Password: registryserver.Password, Transport: server.Client.Transport})
+			must(t, err)
+			return narrow{s}
+		})
+	})
+	t.Run("hub", func(t *testing.T) {
+		server := hubserver.Start(t, serve.Options{})
+		secret := server.User(t, "alice", hub.Write)
+		wholeWay(t, func() remote.Store {
+			s, err := registry.Open(registry.Options{Reference: server.Host + "/alice/pg", Hub: true, Username: "alice", Password: secret})
 			must(t, err)
 			return narrow{s}
 		})

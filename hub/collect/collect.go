@@ -28,9 +28,27 @@ type Bytes interface {
 	Mirror(ctx context.Context, m hub.Mirrored) error
 }
 
+// Rows are what a collection asks of the database; store.Store answers.
+type Rows interface {
+	SweepLock(ctx context.Context) (*store.Lock, error)
+	BeginSweep(ctx context.Context) error
+	EndSweep(ctx context.Context, f store.Figures) error
+	LastSweep(ctx context.Context) (store.Sweep, error)
+	Repositories(ctx context.Context, who hub.Identity, after string, n int) ([]hub.Repository, error)
+	Retain(ctx context.Context, repository string, cutoff time.Time, decide store.Decide) (int, error)
+	SweepRepository(ctx context.Context, name string, cutoff time.Time) (store.Swept, error)
+	MarkOrphans(ctx context.Context, limit int) (int, error)
+	Orphans(ctx context.Context) ([]store.Orphan, error)
+	Removed(ctx context.Context, d digest.Digest) error
+	StaleUploads(ctx context.Context, cutoff time.Time) ([]store.Upload, error)
+	EndUpload(ctx context.Context, id string) error
+	Unmirrored(ctx context.Context, limit int) ([]hub.Mirrored, error)
+	Mirror(ctx context.Context, repository, name string, put func(context.Context, hub.Mirrored) error) error
+}
+
 // Collector removes what nothing needs.
 type Collector struct {
-	Store *store.Store
+	Store Rows
 	Bytes Bytes
 	Owner string // whose storage it is (engine.Claim)
 	Now   func() time.Time

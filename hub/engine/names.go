@@ -101,6 +101,22 @@ func (e *Engine) Names(ctx context.Context, each func(repository, name string, d
 	return broken(op, "", err, hub.ErrManifest)
 }
 
+// Blobs lists every digest under which something is kept, in no order.
+func (e *Engine) Blobs(ctx context.Context, each func(d digest.Digest, size int64) error) error {
+	err := e.d.Walk(ctx, blobsDir, func(i driver.FileInfo) error {
+		dir, file := path.Split(i.Path())
+		d := digest.NewDigestFromEncoded(digest.SHA256, path.Base(dir))
+		if i.IsDir() || file != "data" || d.Validate() != nil {
+			return nil
+		}
+		return each(d, i.Size())
+	})
+	if absent(err) {
+		return nil
+	}
+	return broken("list blobs", "", err, hub.ErrBlob)
+}
+
 // Uploads lists every upload on its way, in no order.
 func (e *Engine) Uploads(ctx context.Context, each func(repository, id string) error) error {
 	seen := map[string]bool{}

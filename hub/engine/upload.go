@@ -60,6 +60,10 @@ func (e *Engine) Size(ctx context.Context, repository, id string) (int64, error)
 		}
 		return i.Size(), nil
 	}
+	// Some drivers make what they are asked to go on with.
+	if _, err := e.d.List(ctx, sessionDir(repository, id)); absent(err) {
+		return 0, nil
+	}
 	w, err := e.d.Writer(ctx, sessionData(repository, id), true)
 	if absent(err) {
 		return 0, nil
@@ -101,7 +105,11 @@ func (e *Engine) Append(ctx context.Context, repository, id string, offset int64
 			return size, broken(op, id, err, hub.ErrUpload)
 		}
 	}
-	return size, broken(op, id, failed, hub.ErrUpload)
+	var known *api.Error
+	if failed == nil || errors.As(failed, &known) {
+		return size, failed
+	}
+	return size, &api.Error{Kind: api.Canceled, Op: op, Object: id, Reason: "the client's connection broke", Err: failed, Next: "go on with the upload"}
 }
 
 // copyBoth writes what comes to the storage, and what was written to the digest. It

@@ -143,7 +143,7 @@ func (q *request) manifestBody() ([]byte, error) {
 	}
 	body, err := io.ReadAll(io.LimitReader(q.r.Body, hub.MaxManifest+1))
 	if err != nil {
-		return nil, &api.Error{Kind: api.Unavailable, Op: "read manifest", Reason: "the connection broke", Err: err}
+		return nil, &api.Error{Kind: api.Canceled, Op: "read manifest", Reason: "the client's connection broke", Err: err}
 	}
 	if len(body) > hub.MaxManifest {
 		return nil, large

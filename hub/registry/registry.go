@@ -11,8 +11,10 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"sync"
 	"time"
 
+	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/hub"
 	"github.com/drover-data/drover/hub/engine"
 	"github.com/drover-data/drover/hub/store"
@@ -90,11 +92,14 @@ func (h *Handler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	err := h.serve(w, r, at)
 	if err != nil {
 		no := refuse(err)
-		if no.status >= 500 && no.status != http.StatusInsufficientStorage && !errors.Is(err, context.Canceled) {
+		if no.status >= 500 && no.status != http.StatusInsufficientStorage && !api.Is(err, api.Canceled) && !errors.Is(err, context.Canceled) {
 			h.o.Log.Error("request failed", "method", r.Method, "path", r.URL.Path, "error", err)
 		}
-		if w.status != 0 { // it is under way: only breaking it off tells
+		if w.status != 0 { // only breaking it off tells
 			panic(http.ErrAbortHandler)
+		}
+		if api.Is(err, api.Canceled) { // what is left of the request would be taken for the next
+			w.Header().Set("Connection", "close")
 		}
 		no.write(w)
 	}
@@ -108,11 +113,58 @@ type counter struct {
 	http.ResponseWriter
 	status int
 	n      int64
+
+	mu          sync.Mutex
+	asked       bool // guarded by mu; somebody else wants what this request is at
+	reading     bool // guarded by mu; bytes of an upload are waited for
+	interrupted bool // guarded by mu; nothing more is read from the connection
+}
+
+// read runs what reads the request's body, which interrupt ends.
+func (c *counter) read(f func() error) error {
+	c.mu.Lock()
+	c.reading = true
+	if c.asked {
+		c.cut()
+	}
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.reading = false
+	}()
+	return f()
+}
+
+// interrupt has the reading of the request's body end with an error. The connection
+// is of no use after this request then; where nothing is read it stays.
+func (c *counter) interrupt() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.asked = true
+	if c.reading {
+		c.cut()
+	}
+}
+
+// cut ends what is read. The caller holds mu.
+func (c *counter) cut() {
+	c.interrupted = true
+	_ = http.NewResponseController(c.ResponseWriter).SetReadDeadline(time.Unix(1, 0))
+}
+
+func (c *counter) spoilt() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.interrupted
 }
 
 func (c *counter) WriteHeader(status int) {
 	if c.status == 0 {
 		c.status = status
+	}
+	if c.spoilt() {
+		c.Header().Set("Connection", "close")
 	}
 	c.ResponseWriter.WriteHeader(status)
 }
@@ -143,14 +195,14 @@ func (r *reader) Read(p []byte) (int, error) {
 // request is one that is allowed.
 type request struct {
 	h     *Handler
-	w     http.ResponseWriter
+	w     *counter
 	r     *http.Request
 	at    route
 	who   hub.Identity
 	right hub.Right
 }
 
-func (h *Handler) serve(w http.ResponseWriter, r *http.Request, at route) error {
+func (h *Handler) serve(w *counter, r *http.Request, at route) error {
 	if at.kind == nothing {
 		return &refusal{404, "NOT_FOUND", "there is nothing here", 0}
 	}

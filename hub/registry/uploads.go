@@ -187,9 +187,7 @@ func (q *request) created(d digest.Digest) {
 // alone takes the upload of the request, which must be known.
 func (q *request) alone(ctx context.Context) (context.Context, func(), error) {
 	id := q.at.reference
-	control := http.NewResponseController(q.w)
-	interrupt := func() { _ = control.SetReadDeadline(time.Unix(1, 0)) }
-	held, release, err := q.h.take(ctx, id, interrupt)
+	held, release, err := q.h.take(ctx, id, q.w.interrupt)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -197,7 +195,7 @@ func (q *request) alone(ctx context.Context) (context.Context, func(), error) {
 		release()
 		return nil, nil, err
 	}
-	stop := context.AfterFunc(held, interrupt) // when the lock is lost
+	stop := context.AfterFunc(held, q.w.interrupt) // when the lock is lost
 	return held, func() { stop(); release() }, nil
 }
 
@@ -250,7 +248,11 @@ func (q *request) receive(held context.Context) (int64, error) {
 		}
 	}
 	in := &body{q: q, ctx: held, in: q.r.Body, room: roomEvery, renew: now}
-	size, err := q.h.o.Engine.Append(context.WithoutCancel(held), repo, id, at, in)
+	var size int64
+	err := q.w.read(func() (err error) {
+		size, err = q.h.o.Engine.Append(context.WithoutCancel(held), repo, id, at, in)
+		return err
+	})
 	var other *engine.OffsetError
 	if errors.As(err, &other) {
 		q.uploadHeader(id, other.At)
@@ -343,9 +345,13 @@ func (q *request) small(held context.Context, d digest.Digest) error {
 	if at, bad := offset(q.r); bad != nil || at > 0 {
 		return &refusal{416, "BLOB_UPLOAD_INVALID", "the upload is at its beginning", 0}
 	}
-	text, err := io.ReadAll(io.LimitReader(q.r.Body, atOnce+1))
-	if err != nil {
+	var text []byte
+	err := q.w.read(func() (err error) {
+		text, err = io.ReadAll(io.LimitReader(q.r.Body, atOnce+1))
 		return err
+	})
+	if err != nil {
+		return &api.Error{Kind: api.Canceled, Op: "end upload", Object: q.at.reference, Reason: "the client's connection broke", Err: err}
 	}
 	if int64(len(text)) != q.r.ContentLength || digest.FromBytes(text) != d {
 		return &api.Error{Kind: api.Damaged, Op: "end upload", Object: string(d), Reason: "what came does not have that digest"}

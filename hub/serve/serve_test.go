@@ -1,25 +1,25 @@
-package serve
+package serve_test
 
 import (
 	"bytes"
 	"context"
 	"io"
-	"log"
-	"log/slog"
-	"net/http"
-	"net/http/httptest"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/drover-data/drover/api"
 	"github.com/drover-data/drover/hub"
+	"github.com/drover-data/drover/hub/serve"
+	"github.com/drover-data/drover/internal/hubserver"
+	"github.com/drover-data/drover/internal/s3server"
 	"github.com/drover-data/drover/remote"
 	"github.com/drover-data/drover/remote/registry"
 	"github.com/drover-data/drover/remote/remotetest"
@@ -41,85 +41,11 @@ func kind(t testing.TB, err error, want api.Kind, says string) {
 	}
 }
 
-var operator = hub.Identity{User: "operator", Root: true, Most: hub.Admin}
-
-// process is a hub that answers on a port of its own.
-type process struct {
-	*Server
-	Host string
-	http *httptest.Server
-	// Before sees each request first; one that it answers goes no further.
-	Before atomic.Pointer[func(http.ResponseWriter, *http.Request) bool]
-	log    *lines
-}
-
-// lines are what a hub logs.
-type lines struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-func start(t testing.TB, o Options) *process {
-	t.Helper()
-	p := &process{log: &lines{}}
-	if o.Log == nil {
-		o.Log = slog.New(slog.NewTextHandler(p.log, nil))
-	}
-	var err error
-	p.Server, err = Open(ctx, o)
-	must(t, err)
-	p.http = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if f := p.Before.Load(); f != nil && (*f)(w, r) {
-			return
-		}
-		p.Registry.ServeHTTP(w, r)
-	}))
-	p.http.Config.ErrorLog = log.New(io.Discard, "", 0) // connections that are cut on purpose
-	p.http.Start()
-	t.Cleanup(func() {
-		p.http.CloseClientConnections()
-		p.http.Close()
-		_ = p.Close()
-	})
-	p.Host = strings.TrimPrefix(p.http.URL, "http://")
-	return p
-}
-
-// directory is a hub on a directory.
-func directory(t testing.TB) (Options, string) {
-	dir := t.TempDir()
-	return Options{Database: filepath.Join(dir, "hub.db"), Storage: filepath.Join(dir, "storage")}, filepath.Join(dir, "storage")
-}
-
-// user makes a user with a token.
-func (p *process) user(t testing.TB, name string) string {
-	t.Helper()
-	err := p.Store.CreateUser(ctx, operator, hub.User{Name: name})
-	if err != nil && !api.Is(err, api.Exists) {
-		t.Fatal(err)
-	}
-	_, secret, err := p.Store.CreateToken(ctx, operator, hub.Token{User: name, Label: "tests", Most: hub.Admin})
-	must(t, err)
-	return secret
-}
-
 var count atomic.Int64
 
 // at says how a client reaches a repository.
-func (p *process) at(t testing.TB, repository, user, secret string) registry.Options {
-	return registry.Options{Reference: p.Host + "/" + repository, Hub: true, Username: user, Password: secret, DockerConfig: filepath.Join(t.TempDir(), "config.json"), PageSize: 7}
+func at(t testing.TB, s *hubserver.Server, repository, user, secret string) registry.Options {
+	return registry.Options{Reference: s.Host + "/" + repository, Hub: true, Username: user, Password: secret, DockerConfig: filepath.Join(t.TempDir(), "config.json"), PageSize: 7}
 }
 
 func open(t testing.TB, o registry.Options) *registry.Store {
@@ -130,31 +56,142 @@ func open(t testing.TB, o registry.Options) *registry.Store {
 	return s
 }
 
-// damage replaces what is stored under a digest in a directory.
-func damage(t testing.TB, dir string, d digest.Digest, body []byte) {
-	t.Helper()
-	path := filepath.Join(dir, "docker/registry/v2/blobs/sha256", d.Encoded()[:2], d.Encoded(), "data")
-	if _, err := os.Stat(path); err != nil {
-		t.Fatal(err)
-	}
-	must(t, os.WriteFile(path, body, 0o600))
+func content(n int, seed byte) ([]byte, ocispec.Descriptor) {
+	b := make([]byte, n)
+	_, _ = rand.NewChaCha8([32]byte{seed}).Read(b)
+	return b, ocispec.Descriptor{MediaType: "application/octet-stream", Digest: digest.FromBytes(b), Size: int64(n)}
 }
 
-func TestConformance(t *testing.T) {
-	o, dir := directory(t)
-	p := start(t, o)
-	secret := p.user(t, "alice")
+func read(t testing.TB, s *registry.Store, d digest.Digest) []byte {
+	t.Helper()
+	r, err := s.Get(ctx, d)
+	must(t, err)
+	defer r.Close()
+	b, err := io.ReadAll(r)
+	must(t, err)
+	return b
+}
+
+func conformance(t *testing.T, s *hubserver.Server, path func(digest.Digest) string) {
+	secret := s.User(t, "alice", hub.Write)
 	remotetest.Run(t, func(t *testing.T) remotetest.Place {
-		at := p.at(t, "alice/r"+strings.Repeat("x", int(count.Add(1))), "alice", secret)
+		at := at(t, s, "alice/r"+strings.Repeat("x", int(count.Add(1))), "alice", secret)
 		return remotetest.Place{
-			Open:   func() remote.Store { return open(t, at) },
-			Damage: func(d digest.Digest, body []byte) { damage(t, dir, d, body) },
-			Large:  5 << 20,
+			Open: func() remote.Store { return open(t, at) },
+			Damage: func(d digest.Digest, body []byte) {
+				if _, err := os.Stat(path(d)); err != nil {
+					t.Fatal(err)
+				}
+				must(t, os.WriteFile(path(d), body, 0o600))
+			},
+			Large: 5 << 20,
 		}
 	})
-	if text := p.log.String(); strings.Contains(text, "level=ERROR") && !strings.Contains(text, "damaged") {
-		t.Error(text)
+	for line := range strings.Lines(s.Log()) {
+		if strings.Contains(line, "level=ERROR") && !strings.Contains(line, "a blob is damaged") {
+			t.Error(line)
+		}
 	}
 }
 
-var _ = time.Now
+// TestConformance: the suite of remotes over a hub on a directory.
+func TestConformance(t *testing.T) {
+	s := hubserver.Start(t, serve.Options{})
+	conformance(t, s, func(d digest.Digest) string { return hubserver.Path(s.Dir, d) })
+}
+
+// TestConformanceS3: the same over a bucket.
+func TestConformanceS3(t *testing.T) {
+	server := s3server.Start(t, "hub")
+	t.Setenv("AWS_ACCESS_KEY_ID", s3server.Access)
+	t.Setenv("AWS_SECRET_ACCESS_KEY", s3server.Secret)
+	s := hubserver.Start(t, serve.Options{Storage: "s3://hub/below/here?region=us-east-1&regionendpoint=" + server.URL + "&forcepathstyle=true&secure=false"})
+	conformance(t, s, func(d digest.Digest) string {
+		return hubserver.Path(filepath.Join(server.Dir, "hub", "below", "here"), d)
+	})
+}
+
+// TestInfo: it says that it is a hub, and a registry does not pass for one.
+func TestInfo(t *testing.T) {
+	h := hubserver.Start(t, serve.Options{})
+	s := open(t, at(t, h, "alice/pg", "alice", h.User(t, "alice", hub.Write)))
+	must(t, s.Check(ctx, true))
+	if i := s.Info(); !i.Atomic || i.Kind != "hub" || !i.Collects {
+		t.Errorf("%+v", i)
+	}
+}
+
+// TestDamageHeals: a flipped bit is found out, named, and healed by the next push.
+func TestDamageHeals(t *testing.T) {
+	h := hubserver.Start(t, serve.Options{})
+	secret := h.User(t, "alice", hub.Write)
+	s := open(t, at(t, h, "alice/pg", "alice", secret))
+	body, desc := content(3<<20, 1)
+	must(t, s.Put(ctx, desc, remote.Bytes(body), nil))
+	flipped := bytes.Clone(body)
+	flipped[len(body)/2] ^= 4
+	h.Damage(t, desc.Digest, flipped)
+	r, err := s.Get(ctx, desc.Digest)
+	if err == nil {
+		_, err = io.Copy(io.Discard, r)
+		r.Close()
+	}
+	kind(t, err, api.Damaged, string(desc.Digest))
+	list, err := h.Store.Damaged(ctx)
+	must(t, err)
+	if len(list) != 1 || list[0] != desc.Digest || !strings.Contains(h.Log(), "a blob is damaged") {
+		t.Errorf("%v %s", list, h.Log())
+	}
+	_, err = s.Stat(ctx, desc.Digest)
+	kind(t, err, api.NotFound, "")
+	must(t, s.Put(ctx, desc, remote.Bytes(body), nil))
+	if !bytes.Equal(read(t, s, desc.Digest), body) {
+		t.Error("other bytes came back")
+	}
+	// One that is gone or short is found out when it is asked for.
+	must(t, os.Remove(hubserver.Path(h.Dir, desc.Digest)))
+	_, err = s.Stat(ctx, desc.Digest)
+	kind(t, err, api.NotFound, "")
+	must(t, s.Put(ctx, desc, remote.Bytes(body), nil))
+	if !bytes.Equal(read(t, s, desc.Digest), body) {
+		t.Error("other bytes came back")
+	}
+	// A storage that is out of sight is not an empty one.
+	must(t, os.Rename(h.Dir, h.Dir+"-away"))
+	c, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+	defer cancel()
+	_, err = s.Stat(c, desc.Digest)
+	kind(t, err, api.Unavailable, "")
+	_, err = h.Collector.Sweep(ctx)
+	kind(t, err, api.Unavailable, "mounted")
+	must(t, os.Rename(h.Dir+"-away", h.Dir))
+	if n, err := s.Stat(ctx, desc.Digest); n != desc.Size || err != nil {
+		t.Errorf("%d %v", n, err)
+	}
+	if list, err := h.Store.Damaged(ctx); err != nil || len(list) != 0 {
+		t.Errorf("%v %v", list, err)
+	}
+}
+
+// TestStorageOfAnother: a database and a storage belong together.
+func TestStorageOfAnother(t *testing.T) {
+	dir := t.TempDir()
+	one := hubserver.Start(t, serve.Options{Storage: dir})
+	_, err := serve.Open(ctx, serve.Options{Database: filepath.Join(t.TempDir(), "x.db"), Storage: dir})
+	kind(t, err, api.Conflict, "another hub")
+	db := filepath.Join(t.TempDir(), "y.db")
+	two := hubserver.Start(t, serve.Options{Database: db})
+	s := open(t, at(t, two, "alice/pg", "alice", two.User(t, "alice", hub.Write)))
+	body, desc := content(100, 1)
+	must(t, s.Put(ctx, desc, remote.Bytes(body), nil))
+	two.Stop()
+	_, err = serve.Open(ctx, serve.Options{Database: db, Storage: filepath.Join(t.TempDir(), "nothing")})
+	kind(t, err, api.Unavailable, "mounted")
+	for _, bad := range []string{"ftp://x", "s3://", "relative/path:x", "file://host/x", ""} {
+		_, err = serve.Open(ctx, serve.Options{Database: db, Storage: bad})
+		if err == nil || (!api.Is(err, api.Invalid) && !api.Is(err, api.Unavailable)) {
+			t.Errorf("%q: %v", bad, err)
+		}
+	}
+	_ = one
+}

@@ -96,7 +96,7 @@ func (s *Store) Held(ctx context.Context, repository string, d digest.Digest) (s
 func (t tx) claim(ctx context.Context, d digest.Digest, size int64) (state int, err error) {
 	err = t.row(ctx, "INSERT INTO blobs (digest, size, state) VALUES (?, ?, ?) ON CONFLICT (digest) DO UPDATE SET size = blobs.size RETURNING state", string(d), size, live).Scan(&state)
 	if err == nil && state == deleting {
-		err = &api.Error{Kind: api.Unavailable, Op: "keep blob", Object: string(d), Reason: "its bytes are just being removed", Next: "try again in a moment", Err: ErrDeleting}
+		err = &api.Error{Kind: api.Unavailable, Op: "keep blob", Object: string(d), Reason: "nobody had it any more", Next: "try again in a moment", Err: ErrDeleting}
 	}
 	return state, err
 }

@@ -149,10 +149,13 @@ func (s *Store) LastSweep(ctx context.Context) (Sweep, error) {
 	return out, json.Unmarshal([]byte(text), &out.Figures)
 }
 
-// Retain drops the names of commits that a policy does not keep. decide is told of
-// the commits that have a name, and of those that must stay: because a branch or tag
-// points to them, or because their name is younger than cutoff.
-func (s *Store) Retain(ctx context.Context, repository string, cutoff time.Time, decide func(keep api.Keep, commits []api.Commit, stay map[string]bool, now time.Time) map[string]bool) (dropped int, err error) {
+// Decide says which commits a policy keeps, of those that have a name. Those in stay
+// do whatever it says.
+type Decide func(keep api.Keep, commits []api.Commit, stay map[string]bool, now time.Time) map[string]bool
+
+// Retain drops the names of commits that a repository's policy does not keep. Those stay to
+// which a branch or tag points, and those whose name is younger than cutoff.
+func (s *Store) Retain(ctx context.Context, repository string, cutoff time.Time, decide Decide) (dropped int, err error) {
 	type named struct {
 		name, commit string
 		d            digest.Digest

@@ -188,6 +188,7 @@ var doors = []door{
 	{"hub/manage", []string{"hub/front", "cmd...", "internal/..."}, "the server is an edge; the client is hub/manage/client"},
 	{"hub/store", []string{"hub...", "cmd...", "internal/..."}, "only the hub has its database"},
 	{"internal/postgres", nil, "a server for tests"},
+	{"internal/hubserver", nil, "a server for tests"},
 	{"remote/layout", []string{"remote/open", "hub", "cmd...", "lab", "internal/..."}, "only who wires a host chooses how a remote is reached"},
 	{"remote/s3", []string{"remote/open", "hub", "cmd...", "lab", "internal/..."}, "only who wires a host chooses how a remote is reached"},
 	{"remote/registry", []string{"remote/open", "hub", "cmd...", "lab", "internal/..."}, "only who wires a host chooses how a remote is reached"},

@@ -137,8 +137,9 @@ func (s *Store) upload(ctx context.Context, desc ocispec.Descriptor, content rem
 	return retry(ctx, err), err
 }
 
+// retry says whether another upload may succeed. A quota or a disk that is full stays so.
 func retry(ctx context.Context, err error) bool {
-	return ctx.Err() == nil && (api.Is(err, api.Unavailable) || api.Is(err, api.Exhausted) || api.Is(err, api.NotFound))
+	return ctx.Err() == nil && (api.Is(err, api.Unavailable) || limited(err) || api.Is(err, api.NotFound))
 }
 
 // stream sends a blob's bytes, and says where the upload is ended.

@@ -13,7 +13,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 
@@ -22,6 +21,9 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/hub"
+	"github.com/drover-data/drover/hub/serve"
+	"github.com/drover-data/drover/internal/hubserver"
 	"github.com/drover-data/drover/internal/registryserver"
 	"github.com/drover-data/drover/remote"
 	"github.com/drover-data/drover/remote/remotetest"
@@ -316,65 +318,25 @@ func TestOpen(t *testing.T) {
 	}
 }
 
-// hub makes a server do what hubs do: tags change only from where they are
-// expected to be.
-func hub(t testing.TB, server *registryserver.Server) {
-	var mu sync.Mutex
-	const inside = "X-Inside"
-	f := func(w http.ResponseWriter, r *http.Request) bool {
-		w.Header().Set(hubHeader, "1")
-		match, none := strings.Trim(r.Header.Get("If-Match"), `"`), r.Header.Get("If-None-Match")
-		if r.Header.Get(inside) != "" || match+none == "" {
-			return false
-		}
-		mu.Lock()
-		defer mu.Unlock()
-		pass := func(method string, body io.Reader) *http.Response {
-			req, err := http.NewRequestWithContext(r.Context(), method, "http://"+server.Host+r.URL.RequestURI(), body)
-			if err != nil {
-				panic(err)
-			}
-			req.Header = r.Header.Clone()
-			req.Header.Set(inside, "1")
-			req.Header.Set("Accept", ocispec.MediaTypeImageManifest)
-			a, err := http.DefaultClient.Do(req)
-			if err != nil {
-				panic(http.ErrAbortHandler)
-			}
-			return a
-		}
-		now := pass(http.MethodHead, nil)
-		now.Body.Close()
-		if at := now.Header.Get("Docker-Content-Digest"); (none != "" && at != "") || (match != "" && at != match) {
-			w.WriteHeader(http.StatusPreconditionFailed)
-			return true
-		}
-		a := pass(r.Method, r.Body)
-		defer a.Body.Close()
-		for k, v := range a.Header {
-			w.Header()[k] = v
-		}
-		w.WriteHeader(a.StatusCode)
-		_, _ = io.Copy(w, a.Body)
-		return true
-	}
-	server.Before.Store(&f)
-}
-
 func TestHub(t *testing.T) {
-	server := registryserver.Start(t, registryserver.Options{})
-	hub(t, server)
+	server := hubserver.Start(t, serve.Options{})
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(server.Log())
+		}
+	})
+	secret := server.User(t, "alice", hub.Write)
+	options := func() Options {
+		return Options{Reference: fmt.Sprint(server.Host, "/alice/repo", count.Add(1)), Hub: true, Username: "alice", Password: secret, PageSize: 7}
+	}
 	remotetest.Run(t, func(t *testing.T) remotetest.Place {
-		at := options(t, server)
-		at.Hub = true
+		at := options()
 		return remotetest.Place{
 			Open:   func() remote.Store { return open(t, at) },
 			Damage: func(d digest.Digest, body []byte) { server.Damage(t, d, body) },
 		}
 	})
-	o := options(t, server)
-	o.Hub = true
-	s := open(t, o)
+	s := open(t, options())
 	must(t, s.Check(context.Background(), true))
 	if i := s.Info(); !i.Atomic || i.Kind != "hub" {
 		t.Errorf("%+v", i)
