@@ -55,7 +55,7 @@ func URL(text string) (string, error) {
 		return bad("a login does not belong into it")
 	case u.Scheme != "https" && u.Scheme != "http":
 		return bad("hubs speak https")
-	case u.Hostname() == "" || strings.ContainsAny(u.Host, " \t\r\n"):
+	case u.Hostname() == "" || strings.ContainsAny(u.Host, " %\t\r\n"):
 		return bad("it has no host")
 	case (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.Fragment != "":
 		return bad("it is the hub's address alone, without a path")
@@ -80,7 +80,7 @@ func (c *Client) Do(ctx context.Context, method, path string, in, out any) error
 		}
 		return &api.Error{Kind: api.Unauthenticated, Op: "ask the hub", Object: c.at, Reason: "its certificate is not trusted here", Err: v.Err, Next: "put the certificate that signed it into /etc/docker/certs.d/" + host + "/ca.crt, where Drover, Docker and Podman look; with the fingerprint that the hub printed, drover hub login --fingerprint does it"}
 	}
-	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok || errors.Is(err, http.ErrSchemeMismatch) {
 		return &api.Error{Kind: api.Unavailable, Op: "ask the hub", Object: c.at, Reason: "what answers there speaks no TLS", Err: err, Next: "on this host alone, give its URL with http://"}
 	}
 	return &api.Error{Kind: api.Unavailable, Op: "ask the hub", Object: c.at, Err: err, Next: "is the URL right, the hub up (drover hub serve), and its port open from here?"}
