@@ -92,8 +92,7 @@ func TestWebhooks(t *testing.T) {
 	kind(t, err, api.Denied, "public")
 	w, err := ann.CreateWebhook(ctx, "ann/pg", hub.NewWebhook{URL: to.URL, Kinds: []string{"ref.create"}})
 	must(t, err)
-	to.key, err = webhook.ParseSecret(w.Secret)
-	must(t, err)
+	to.key = keyOf(t, w.Secret)
 	if a, err := ann.TestWebhook(ctx, "ann/pg", w.ID); err != nil || a.Status != 200 || a.Error != "" {
 		t.Errorf("%+v %v", a, err)
 	}
@@ -394,4 +393,11 @@ func TestSlowClients(t *testing.T) {
 	if n, err := r.Read(make([]byte, 1)); n != 1 || err != nil {
 		t.Errorf("%d %v", n, err)
 	}
+}
+
+func keyOf(t testing.TB, secret string) []byte {
+	t.Helper()
+	key, err := webhook.ParseSecret(secret)
+	must(t, err)
+	return key
 }
