@@ -366,7 +366,7 @@ func TestRulesForkAndQuota(t *testing.T) {
 	big := newPool(t)
 	text := make([]byte, 100000)
 	for i := range text {
-		text[i] = byte(i * i >> 7 * 31 >> 3 ^ i*7919>>5)
+		text[i] = byte(i*i>>7*31>>3 ^ i*7919>>5)
 	}
 	must(t, p.push(ann, "ann/small", from, one))
 	kind(t, p.push(ann, "ann/big", big, big.commit(t, 9, text)), api.Exhausted, "quota")
