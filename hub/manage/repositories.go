@@ -34,6 +34,13 @@ func (s *Server) listRepositories(ctx context.Context, in *struct {
 	return s.o.Store.Repositories(ctx, identityOf(ctx), in.After, in.Limit)
 }
 
+func checkKeep(op, object string, k *api.Keep) error {
+	if k != nil && (min(k.Last, k.Hourly, k.Daily, k.Weekly, k.Monthly, k.Yearly) < 0 || k.Within < 0) {
+		return &api.Error{Kind: api.Invalid, Op: op, Object: object, Reason: "a rule of retention is below 0"}
+	}
+	return nil
+}
+
 type createRepository struct{ Body hub.NewRepository }
 
 func (in *createRepository) object() string { return in.Body.Name }
@@ -47,6 +54,9 @@ func (s *Server) createRepository(ctx context.Context, in *createRepository) (hu
 		need = hub.Admin // rules are for admins, from the beginning on
 	}
 	who, right, err := s.may(ctx, op, r.Name, need)
+	if err == nil {
+		err = checkKeep(op, r.Name, in.Body.Keep)
+	}
 	if err != nil {
 		return hub.RepositoryDetail{}, err
 	}
@@ -83,15 +93,11 @@ func (s *Server) changeRepository(ctx context.Context, in *changeRepository) (hu
 	if err != nil {
 		return hub.RepositoryDetail{}, err
 	}
-	r, err := s.o.Store.Repository(ctx, in.Repository)
-	if err != nil {
+	if err := checkKeep("change repository", in.Repository, in.Body.Keep); err != nil {
 		return hub.RepositoryDetail{}, err
 	}
-	if k := in.Body.Keep; k != nil && (min(k.Last, k.Hourly, k.Daily, k.Weekly, k.Monthly, k.Yearly) < 0 || k.Within < 0) {
-		return hub.RepositoryDetail{}, &api.Error{Kind: api.Invalid, Op: "change repository", Object: r.Name, Reason: "a rule of retention is below 0"}
-	}
-	in.Body.Apply(&r)
-	return hub.RepositoryDetail{Repository: r, Right: right}, s.o.Store.SetRepository(ctx, who, r)
+	r, err := s.o.Store.ChangeRepository(ctx, who, in.Repository, in.Body.Apply)
+	return hub.RepositoryDetail{Repository: r, Right: right}, err
 }
 
 func (s *Server) deleteRepository(ctx context.Context, in *RepositoryIn) (done, error) {

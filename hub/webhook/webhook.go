@@ -125,18 +125,24 @@ func (s *Sender) Run(ctx context.Context) {
 	}
 }
 
+// notePatience is how long noting may take.
+const notePatience = 5 * time.Second
+
 // deliver tries once, and notes how it went.
-func (s *Sender) deliver(ctx context.Context, d hub.Delivery) {
+func (s *Sender) deliver(running context.Context, d hub.Delivery) {
+	// What was learned is noted also when the hub goes down: otherwise it would be sent twice.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(running), s.o.Timeout+notePatience)
+	defer cancel()
 	if d.Hook.Disabled {
 		s.note(ctx, s.o.Outbox.GiveUp(ctx, d.ID, "the webhook is disabled"))
 		return
 	}
-	status, after, err := s.send(ctx, d.Hook, idOf(d.Hook.ID, d.Event.ID), d.Event)
+	status, after, err := s.send(running, d.Hook, idOf(d.Hook.ID, d.Event.ID), d.Event)
 	tries := d.Tries + 1
 	switch {
 	case err == nil:
 		s.note(ctx, s.o.Outbox.Delivered(ctx, d.ID))
-	case ctx.Err() != nil: // nothing was learned; it comes again
+	case running.Err() != nil: // nothing was learned; it comes again
 	case status == http.StatusGone: // the specification: it wants no more
 		s.note(ctx, s.o.Outbox.GiveUp(ctx, d.ID, "the receiver wants no more: "+err.Error()))
 		s.note(ctx, s.o.Outbox.SetWebhook(ctx, hub.Identity{}, d.Hook.Repository, d.Hook.ID, true))

@@ -9,6 +9,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strconv"
 	"strings"
@@ -55,12 +56,19 @@ func URL(text string) (string, error) {
 		return bad("a login does not belong into it")
 	case u.Scheme != "https" && u.Scheme != "http":
 		return bad("hubs speak https")
+	case u.Scheme == "http" && !loopback(u.Hostname()):
+		return bad("a token would cross the network in clear: with http:// a hub is asked on this host alone")
 	case u.Hostname() == "" || strings.ContainsAny(u.Host, " %\t\r\n"):
 		return bad("it has no host")
 	case (u.Path != "" && u.Path != "/") || u.RawQuery != "" || u.Fragment != "":
 		return bad("it is the hub's address alone, without a path")
 	}
 	return u.Scheme + "://" + strings.ToLower(u.Host), nil
+}
+
+func loopback(host string) bool {
+	a, err := netip.ParseAddr(host)
+	return host == "localhost" || (err == nil && a.IsLoopback())
 }
 
 // Do asks, and says of errors of the way what to do about them.

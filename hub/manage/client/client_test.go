@@ -11,7 +11,7 @@ import (
 func TestURL(t *testing.T) {
 	for text, want := range map[string]string{
 		"https://hub.example.com": "https://hub.example.com", "hub.example.com": "https://hub.example.com", "HUB.example.com:7440/": "https://hub.example.com:7440",
-		"http://localhost:7440": "http://localhost:7440", "hub://hub.example.com": "https://hub.example.com", "[::1]:7440": "https://[::1]:7440",
+		"http://localhost:7440": "http://localhost:7440", "http://[::1]:7440": "http://[::1]:7440", "http://hub.example.com": "", "hub://hub.example.com": "https://hub.example.com", "[::1]:7440": "https://[::1]:7440",
 		"": "", "https://": "", "ftp://x": "", "https://u:hunter2@x": "", "https://x/y": "", "https://x?y": "", "https://x#y": "", "a b": "", "hub.example.com/team/pg": "",
 	} {
 		got, err := URL(text)
