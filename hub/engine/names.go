@@ -27,6 +27,9 @@ func tagDir(repository, name string) string {
 // Link writes that a repository has manifests and blobs, for stock registries.
 func (e *Engine) Link(ctx context.Context, repository string, manifests, blobs []digest.Digest) error {
 	for _, d := range blobs {
+		if err := ctx.Err(); err != nil { // a directory does not look
+			return broken("link blob", string(d), err, hub.ErrBlob)
+		}
 		if err := e.d.PutContent(ctx, layerLink(repository, d), []byte(d)); err != nil {
 			return broken("link blob", string(d), err, hub.ErrBlob)
 		}

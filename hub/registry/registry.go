@@ -260,9 +260,15 @@ func answer(w http.ResponseWriter, status int, media string, v any) error {
 	return nil
 }
 
+// mirrorTime is how long a request writes names to the storage: there may be many
+// links to write first, in a fork.
+const mirrorTime = 5 * time.Second
+
 // mirror writes a name to the storage. What fails is done later by the collector.
 func (q *request) mirror(ctx context.Context, name string) {
-	err := q.h.o.Store.Mirror(context.WithoutCancel(ctx), q.at.repository, name, q.h.o.Engine.Mirror)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), mirrorTime)
+	defer cancel()
+	err := q.h.o.Store.Mirror(ctx, q.at.repository, name, q.h.o.Engine.Mirror)
 	if err != nil {
 		q.h.o.Log.Warn("a name is written to the storage later", "repository", q.at.repository, "name", name, "error", err)
 	}

@@ -364,6 +364,9 @@ func (q *request) small(held context.Context, d digest.Digest) error {
 	if err := q.h.o.Engine.Put(ctx, d, text, replace); err != nil {
 		return err
 	}
+	if err := q.h.o.Engine.Link(ctx, q.at.repository, nil, []digest.Digest{d}); err != nil {
+		return err
+	}
 	return q.h.o.Store.BlobStored(ctx, q.at.repository, d, q.at.reference)
 }
 
@@ -396,6 +399,9 @@ func (q *request) again(ctx context.Context, d digest.Digest) error {
 	if held && size > 0 {
 		if n, err := q.h.o.Engine.Stat(ctx, d); err == nil && n == size {
 			if _, err := q.h.o.Store.HoldBlob(ctx, q.at.repository, d, size); err != nil {
+				return err
+			}
+			if err := q.h.o.Engine.Link(ctx, q.at.repository, nil, []digest.Digest{d}); err != nil {
 				return err
 			}
 			return q.h.o.Store.BlobStored(ctx, q.at.repository, d, q.at.reference)

@@ -69,6 +69,9 @@ func Open(ctx context.Context, o Options) (*Server, error) {
 }
 
 func assemble(ctx context.Context, o Options, st *store.Store, e *engine.Engine) (*Server, error) {
+	if err := st.Alone(); err != nil {
+		return nil, err
+	}
 	owner, err := st.Setting(ctx, "owner")
 	if err != nil {
 		return nil, err

@@ -184,6 +184,8 @@ func TestStorageOfAnother(t *testing.T) {
 	s := open(t, at(t, two, "alice/pg", "alice", two.User(t, "alice", hub.Write)))
 	body, desc := content(100, 1)
 	must(t, s.Put(ctx, desc, remote.Bytes(body), nil))
+	_, err = serve.Open(ctx, serve.Options{Database: db, Storage: two.Dir})
+	kind(t, err, api.InUse, "PostgreSQL for several")
 	two.Stop()
 	_, err = serve.Open(ctx, serve.Options{Database: db, Storage: filepath.Join(t.TempDir(), "nothing")})
 	kind(t, err, api.Unavailable, "mounted")

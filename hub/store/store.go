@@ -60,6 +60,7 @@ type Store struct {
 
 	mirror    sync.Mutex // held while a name is written to the storage, with SQLite
 	exclusive exclusive
+	serving   *os.File // held while this process serves a SQLite database
 }
 
 var _ hub.Gate = (*Store)(nil)
@@ -138,6 +139,9 @@ func (s *Store) openFile(path string) error {
 // Close lets go of the database.
 func (s *Store) Close() error {
 	err := s.w.Close()
+	if s.serving != nil {
+		err = errors.Join(err, s.serving.Close())
+	}
 	if s.r != nil && s.r != s.w {
 		err = errors.Join(err, s.r.Close())
 	}

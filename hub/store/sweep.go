@@ -31,21 +31,53 @@ type Lock struct {
 	s    *Store
 }
 
+// flock takes a lock beside SQLite's file; nil when another process has it.
+func (s *Store) flock(name string) (*os.File, error) {
+	f, err := os.OpenFile(s.path+name, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if err == nil {
+		return f, nil
+	}
+	_ = f.Close()
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return nil, nil
+	}
+	return nil, err
+}
+
+// Alone makes this the one process that serves a SQLite database, until the store is
+// closed; InUse when there is one. Others may open it all the same, to manage it.
+// With PostgreSQL there may be several.
+func (s *Store) Alone() error {
+	const op = "serve the hub"
+	if s.postgres {
+		return nil
+	}
+	f, err := s.flock(".serve")
+	if err != nil {
+		return s.broken(op, s.path, err)
+	}
+	if f == nil {
+		return &api.Error{Kind: api.InUse, Op: op, Object: s.path, Reason: "another process serves it", Next: "end that one, or use PostgreSQL for several"}
+	}
+	s.serving = f
+	return nil
+}
+
 // SweepLock takes the right to remove bytes; InUse while another has it.
 func (s *Store) SweepLock(ctx context.Context) (*Lock, error) {
 	const op = "begin sweep"
 	other := &api.Error{Kind: api.InUse, Op: op, Reason: "another process of the hub is sweeping"}
 	if !s.postgres {
-		f, err := os.OpenFile(s.path+".sweep", os.O_CREATE|os.O_RDWR, 0o600)
+		f, err := s.flock(".sweep")
 		if err != nil {
 			return nil, s.broken(op, "", err)
 		}
-		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-			_ = f.Close()
-			if errors.Is(err, syscall.EWOULDBLOCK) {
-				return nil, other
-			}
-			return nil, s.broken(op, "", err)
+		if f == nil {
+			return nil, other
 		}
 		return &Lock{file: f, s: s}, nil
 	}
