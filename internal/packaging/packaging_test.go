@@ -59,6 +59,9 @@ func TestUnits(t *testing.T) {
 	if !strings.Contains(strings.Join(d["Before"], " "), "docker.service") || !slices.Contains(d["KillMode"], "process") {
 		t.Error("the agent does not come before Docker, or takes more than itself down")
 	}
+	if !slices.Contains(d["Environment"], "HOME=/root") {
+		t.Error("the agent does not find the logins that docker login and drover hub login keep")
+	}
 	if strings.Contains(strings.Join(d["After"], " "), "docker.service") {
 		t.Error("the agent waits for Docker, which waits for the agent's socket")
 	}
