@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -24,6 +25,8 @@ const (
 
 // MaxManifest is what registries take at least, by the specification.
 const MaxManifest = 4 << 20
+
+var validMedia = regexp.MustCompile(`^application/[a-z0-9][a-z0-9!#$&^_.+-]{0,200}$`)
 
 type descriptor struct {
 	MediaType string        `json:"mediaType"`
@@ -70,8 +73,8 @@ func ParseManifest(media string, body []byte) (Parsed, error) {
 		media = doc.MediaType
 	}
 	switch {
-	case media == "" || len(media) > 255 || !strings.Contains(media, "/"):
-		return bad("it has no media type")
+	case !validMedia.MatchString(media): // they are served as they came: none of them is a page
+		return bad("%.100q is not a media type of a manifest", media)
 	case doc.MediaType != "" && doc.MediaType != media:
 		return bad("it says that it is %.100q and was sent as %.100q", doc.MediaType, media)
 	case doc.SchemaVersion != nil && *doc.SchemaVersion != 2:

@@ -89,6 +89,12 @@ func (h *Handler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Docker-Distribution-Api-Version", "registry/2.0")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
 	at := parsePath(r.URL.Path)
+	w.Header().Set("Content-Security-Policy", "default-src 'none'; sandbox") // whatever people push, it is no page of the hub
+	if h.o.Observe != nil {
+		defer func() {
+			h.o.Observe(Observation{r.Method, kindNames[at.kind], w.status, h.o.Now().Sub(begun), in.n, w.n})
+		}()
+	}
 	err := h.serve(w, r, at)
 	if err != nil {
 		no := refuse(err)
@@ -102,9 +108,6 @@ func (h *Handler) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Connection", "close")
 		}
 		no.write(w)
-	}
-	if h.o.Observe != nil {
-		h.o.Observe(Observation{r.Method, kindNames[at.kind], w.status, h.o.Now().Sub(begun), in.n, w.n})
 	}
 }
 

@@ -4,11 +4,45 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 
 	"github.com/drover-data/drover/hub"
 )
+
+// keyed are locks by name, within the process.
+type keyed struct {
+	mu   sync.Mutex
+	held map[string]chan struct{} // guarded by mu; closed when it is free
+}
+
+func (k *keyed) lock(ctx context.Context, name string) (func(), error) {
+	for {
+		k.mu.Lock()
+		wait := k.held[name]
+		if wait == nil {
+			mine := make(chan struct{})
+			if k.held == nil {
+				k.held = map[string]chan struct{}{}
+			}
+			k.held[name] = mine
+			k.mu.Unlock()
+			return func() {
+				k.mu.Lock()
+				defer k.mu.Unlock()
+				delete(k.held, name)
+				close(mine)
+			}, nil
+		}
+		k.mu.Unlock()
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
 
 // mirror notes that a name has to be written to the storage; "" is for what was
 // kept of a repository that is gone.
@@ -49,8 +83,11 @@ func (s *Store) Mirror(ctx context.Context, repository, name string, put func(co
 		})
 	}
 	// SQLite has one writer: it does not wait for a storage. There is one process.
-	s.mirror.Lock()
-	defer s.mirror.Unlock()
+	free, err := s.names.lock(ctx, repository)
+	if err != nil {
+		return s.broken(op, name, err)
+	}
+	defer free()
 	m, turn, err := s.reading().mirrored(ctx, repository, name)
 	if err != nil || m == nil {
 		return s.broken(op, name, err)

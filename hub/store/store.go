@@ -26,7 +26,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -58,7 +57,7 @@ type Store struct {
 	path     string  // of SQLite's file
 	w, r     *sql.DB // for changes, and for reading; the same with PostgreSQL
 
-	mirror    sync.Mutex // held while a name is written to the storage, with SQLite
+	names     keyed // repositories of which a name is written to the storage, with SQLite
 	exclusive exclusive
 	serving   *os.File // held while this process serves a SQLite database
 }
