@@ -62,13 +62,13 @@ func child() error {
 
 // victim is a hub in a process of its own.
 type victim struct {
-	t         testing.TB
-	database  string
-	storage   string
-	addr      string
-	shift     time.Duration
-	cmd       *exec.Cmd
-	repo, key string
+	t        testing.TB
+	database string
+	storage  string
+	addr     string
+	shift    time.Duration
+	cmd      *exec.Cmd
+	key      string
 }
 
 func newVictim(t testing.TB, o serve.Options) *victim {
