@@ -190,7 +190,8 @@ func awaitSweep(ctx context.Context, h *client.Client, before *hub.SweepReport) 
 		if err != nil {
 			return nil, err
 		}
-		if s.Sweep != nil && s.Sweep.Ended != nil && (before == nil || s.Sweep.Begun.After(before.Begun)) {
+		// One that was on its way already, of another process, is as good.
+		if s.Sweep != nil && s.Sweep.Ended != nil && (before == nil || before.Ended == nil || s.Sweep.Begun.After(before.Begun)) {
 			return s.Sweep, nil
 		}
 		select {
