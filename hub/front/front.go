@@ -12,6 +12,8 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -216,7 +218,7 @@ func (s *server) listen(ctx context.Context, secured *secured) error {
 	servers := []*http.Server{main.Server}
 	at := Listening{URL: s.o.Serve.URL, Address: main.address, Fingerprint: secured.fingerprint, Certificate: secured.file}
 	if at.URL == "" {
-		at.URL = map[bool]string{true: "https://", false: "http://"}[secured.config != nil] + main.address
+		at.URL = map[bool]string{true: "https://", false: "http://"}[secured.config != nil] + reachable(main.address)
 	}
 	failed := main.failed
 	if s.o.Metrics != "" {
@@ -247,6 +249,16 @@ func (s *server) listen(ctx context.Context, secured *secured) error {
 		}
 	}
 	return err
+}
+
+// reachable is an address that others can ask: for all of a host's it is the host's name.
+func reachable(address string) string {
+	at, err := netip.ParseAddrPort(address)
+	name, none := os.Hostname()
+	if err != nil || none != nil || !at.Addr().IsUnspecified() {
+		return address
+	}
+	return net.JoinHostPort(name, strconv.Itoa(int(at.Port())))
 }
 
 func either(a, b <-chan error) <-chan error {

@@ -387,6 +387,16 @@ func (o Options) with(p *place) Options {
 	return o
 }
 
+func TestReachable(t *testing.T) {
+	name, err := os.Hostname()
+	must(t, err)
+	for address, want := range map[string]string{"127.0.0.1:5": "127.0.0.1:5", "[::]:7440": name + ":7440", "0.0.0.0:1": name + ":1", "[::1]:2": "[::1]:2"} {
+		if got := reachable(address); got != want {
+			t.Errorf("%s: %s", address, got)
+		}
+	}
+}
+
 func TestSlowClients(t *testing.T) {
 	r := &steadyReader{ReadCloser: io.NopCloser(strings.NewReader("x")), begun: time.Now().Add(-2 * stall), n: 10}
 	if _, err := r.Read(make([]byte, 1)); err != errSlow {
