@@ -133,6 +133,12 @@ func elsewhere(t *testing.T, pair [2]*hubserver.Server, secret string) {
 	}()
 	_, err := out.Write(body[:1<<20])
 	must(t, err)
+	for range 1000 { // until it has come: who is first is not the question
+		if list, _ := filepath.Glob(filepath.Join(pair[0].Dir, "docker/registry/v2/repositories/alice/pg/_uploads", filepath.Base(session), "data")); len(list) > 0 {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
 	for range 1000 {
 		if code, _ := ask(1, "PATCH", session, bytes.NewReader(nil)); code == 503 {
 			err = nil

@@ -119,6 +119,10 @@ func (l *Lock) Release() {
 		_ = l.file.Close()
 		return
 	}
+	// A session that ends gives its locks up when the server sees it; this does so now.
+	ctx, cancel := context.WithTimeout(context.Background(), beatEvery)
+	defer cancel()
+	_, _ = l.conn.ExecContext(ctx, "SELECT pg_advisory_unlock($1)", int64(sweepLock))
 	endSession(l.conn)
 }
 
