@@ -1,67 +1,13 @@
 package apiserver
 
 import (
-	"encoding/json"
-	"errors"
 	"net/http"
 
 	"github.com/danielgtaylor/huma/v2"
 
-	"github.com/drover-data/drover/api"
+	"github.com/drover-data/drover/internal/apierror"
 )
 
-// httpStatus is where error kinds become HTTP status codes, and only here.
-var httpStatus = map[api.Kind]int{
-	api.Invalid: http.StatusBadRequest, api.NotFound: http.StatusNotFound, api.Exists: http.StatusConflict,
-	api.Conflict: http.StatusConflict, api.InUse: http.StatusConflict, api.Unknown: http.StatusServiceUnavailable,
-	api.Unavailable: http.StatusServiceUnavailable, api.Exhausted: http.StatusInsufficientStorage,
-	api.ReadOnly: http.StatusInsufficientStorage, api.Denied: http.StatusForbidden, api.Unauthenticated: http.StatusUnauthorized,
-	api.Unsupported: http.StatusUnprocessableEntity, api.Damaged: http.StatusUnprocessableEntity,
-	api.Canceled: http.StatusConflict, api.Internal: http.StatusInternalServerError,
-}
+func statusOf(err error) huma.StatusError { return apierror.Of(err) }
 
-// statusError is an error as huma writes it: the api.Error with its status.
-type statusError struct {
-	cause  *api.Error
-	status int
-}
-
-func (e *statusError) Error() string { return e.cause.Error() }
-func (e *statusError) Unwrap() error { return e.cause }
-
-func (e *statusError) GetStatus() int { return e.status }
-
-// MarshalJSON writes the error with its causes, which are for people.
-func (e *statusError) MarshalJSON() ([]byte, error) { return json.Marshal(flatten(e.cause)) }
-
-// flatten puts the text of the cause into the reason: causes do not travel.
-func flatten(e *api.Error) api.Error {
-	out := *e
-	if e.Err != nil {
-		if out.Reason != "" {
-			out.Reason += ": "
-		}
-		out.Reason += e.Err.Error()
-		out.Err = nil
-	}
-	return out
-}
-
-func statusOf(err error) huma.StatusError {
-	var e *api.Error
-	if !errors.As(err, &e) {
-		e = &api.Error{Kind: api.Internal, Reason: err.Error()}
-	}
-	status, ok := httpStatus[e.Kind]
-	if !ok {
-		status = http.StatusInternalServerError
-	}
-	return &statusError{e, status}
-}
-
-func writeError(w http.ResponseWriter, err error) {
-	e := statusOf(err)
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(e.GetStatus())
-	_ = json.NewEncoder(w).Encode(e) // the client is gone if this fails
-}
+func writeError(w http.ResponseWriter, err error) { apierror.Write(w, err) }

@@ -17,8 +17,8 @@ tmpfiles=$dest/usr/lib/tmpfiles.d/drover.conf
 live=; if [ -z "$dest" ] && [ -d /run/systemd/system ]; then live=1; fi
 
 if [ "$what" = --remove ]; then
-	[ -z "$live" ] || systemctl disable --now drover-agent.service drover-state.service || true
-	rm -f "$bin" "$units"/drover-{agent,state}.service "$sysusers" "$tmpfiles" \
+	[ -z "$live" ] || systemctl disable --now drover-agent.service drover-state.service drover-hub.service || true
+	rm -f "$bin" "$units"/drover-{agent,state,hub}.service "$sysusers" "$tmpfiles" \
 		"$bash_dir/drover" "$zsh_dir/_drover" "$fish_dir/drover.fish"
 	[ -z "$live" ] || systemctl daemon-reload
 	echo "Drover is removed; its data in /var/lib/drover stays"

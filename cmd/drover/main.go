@@ -61,7 +61,7 @@ func rootCommand() *cobra.Command {
 	var t talk
 	root.AddCommand(
 		initCommand(), joinCommand(), statusCommand(&t), volumeCommand(&t), poolCommand(&t), nodeCommand(&t), userCommand(&t), eventsCommand(&t), doctorCommand(&t),
-		backupCommand(&t), recoverCommand(&t),
+		backupCommand(&t), recoverCommand(&t), hubCommand(),
 		commitCommand(&t), logCommand(&t), showCommand(&t), branchCommand(&t), checkoutCommand(&t), resetCommand(&t), stashCommand(&t), undoCommand(&t), reflogCommand(&t), tagCommand(&t),
 		diffCommand(&t), catCommand(&t), revertFileCommand(&t), mountCommand(&t), umountCommand(),
 		remoteCommand(&t), lsRemoteCommand(&t), pushCommand(&t), fetchCommand(&t, false), fetchCommand(&t, true), cloneCommand(&t), verifyCommand(&t), jobCommand(&t), scheduleCommand(&t), pruneCommand(&t),

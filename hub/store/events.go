@@ -115,7 +115,7 @@ func (s *Store) DeleteWebhook(ctx context.Context, by hub.Identity, repository s
 }
 
 // TakeDeliveries gives what is due to be sent, and puts it off for a while, so
-// that no other process sends it too: who was given one says Delivered or Retry.
+// that no other process sends it too: who was given one says Delivered, Retry or GiveUp.
 func (s *Store) TakeDeliveries(ctx context.Context, limit int, hold time.Duration) ([]hub.Delivery, error) {
 	var out []hub.Delivery
 	err := s.write(ctx, "send events", "", func(t tx) error {
@@ -154,14 +154,6 @@ func (s *Store) TakeDeliveries(ctx context.Context, limit int, hold time.Duratio
 func (s *Store) Delivered(ctx context.Context, id int64) error {
 	return s.write(ctx, "send events", "", func(t tx) error {
 		_, err := t.exec(ctx, "DELETE FROM outbox WHERE id = ?", id)
-		return err
-	})
-}
-
-// Retry says when something is sent again that could not be.
-func (s *Store) Retry(ctx context.Context, id int64, due time.Time) error {
-	return s.write(ctx, "send events", "", func(t tx) error {
-		_, err := t.exec(ctx, "UPDATE outbox SET due = ? WHERE id = ?", micros(due), id)
 		return err
 	})
 }

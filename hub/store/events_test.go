@@ -65,7 +65,7 @@ func events(b *bench) {
 	if d = take(1)[0]; d.Tries != 1 {
 		b.Errorf("%+v", d)
 	}
-	must(b, b.Retry(ctx, d.ID, b.clock.now().Add(time.Hour)))
+	must(b, b.Retry(ctx, d.ID, b.clock.now().Add(time.Hour), "no answer"))
 	b.clock.add(time.Minute)
 	take(0)
 	b.clock.add(time.Hour)

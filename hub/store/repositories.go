@@ -195,24 +195,36 @@ func (s *Store) Repositories(ctx context.Context, who hub.Identity, after string
 // SetRepository changes what people decide about one: whether it is public, its
 // quota, protected branches and retention.
 func (s *Store) SetRepository(ctx context.Context, by hub.Identity, r hub.Repository) error {
-	if err := checkRules(r); err != nil {
-		return err
-	}
-	protected, keep, err := rules(r)
-	if err != nil {
-		return err
-	}
-	return s.write(ctx, "change repository", r.Name, func(t tx) error {
-		now, err := t.lock(ctx, r.Name)
-		if err != nil {
-			return err
-		}
-		_, err = t.exec(ctx, "UPDATE repositories SET public = ?, quota = ?, protected = ?, keep = ? WHERE id = ?", bit(r.Public), r.Quota, protected, keep, now.id)
-		if err != nil {
-			return err
-		}
-		return t.event(ctx, by, "repo.change", r.Name, map[string]string{"public": fmt.Sprint(r.Public), "quota": fmt.Sprint(r.Quota), "protected": protected, "keep": keep})
+	_, err := s.ChangeRepository(ctx, by, r.Name, func(now *hub.Repository) {
+		now.Public, now.Quota, now.Protected, now.Keep = r.Public, r.Quota, r.Protected, r.Keep
 	})
+	return err
+}
+
+// ChangeRepository is SetRepository for who changes some of it: nobody else does
+// between the look and the change. The change may be asked for more than once.
+func (s *Store) ChangeRepository(ctx context.Context, by hub.Identity, name string, change func(*hub.Repository)) (out hub.Repository, err error) {
+	err = s.write(ctx, "change repository", name, func(t tx) error {
+		now, err := t.lock(ctx, name)
+		if err != nil {
+			return err
+		}
+		change(&now.Repository)
+		if err := checkRules(now.Repository); err != nil {
+			return err
+		}
+		protected, keep, err := rules(now.Repository)
+		if err != nil {
+			return err
+		}
+		_, err = t.exec(ctx, "UPDATE repositories SET public = ?, quota = ?, protected = ?, keep = ? WHERE id = ?", bit(now.Public), now.Quota, protected, keep, now.id)
+		if err != nil {
+			return err
+		}
+		out = now.Repository
+		return t.event(ctx, by, "repo.change", name, map[string]string{"public": fmt.Sprint(now.Public), "quota": fmt.Sprint(now.Quota), "protected": protected, "keep": keep})
+	})
+	return out, err
 }
 
 // DeleteRepository removes a repository. Its bytes go with a later sweep, unless

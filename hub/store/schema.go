@@ -190,4 +190,8 @@ CREATE TABLE sweep (
 );
 INSERT INTO sweep (id, begun, ended, figures) VALUES (1, 0, 0, '{}');
 `,
+	`
+ALTER TABLE outbox ADD COLUMN ended BIGINT NOT NULL DEFAULT 0;
+ALTER TABLE outbox ADD COLUMN said TEXT NOT NULL DEFAULT '';
+`,
 }

@@ -72,7 +72,7 @@ func TestSQLite(t *testing.T) {
 func suite(t *testing.T, fresh func(t *testing.T) string) {
 	for name, part := range map[string]func(*bench){
 		"people": people, "rights": rights, "blobs": blobs, "manifests": manifests, "rules": rulesHold, "quota": quota,
-		"sweep": sweep, "retention": retention, "fork": fork, "events": events, "mirror": mirrorNames, "races": races, "locks": locks, "reopen": reopen,
+		"sweep": sweep, "retention": retention, "fork": fork, "events": events, "letters": letters, "looking": looking, "mirror": mirrorNames, "races": races, "locks": locks, "reopen": reopen,
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := &bench{T: t, url: fresh(t), clock: &clock{at: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)}}

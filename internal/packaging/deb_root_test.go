@@ -45,7 +45,7 @@ func TestDebianPackage(t *testing.T) {
 	root := filepath.Join(tmp, "root")
 	run(".", "dpkg-deb", "-x", debs[0], root)
 	for path, mode := range map[string]os.FileMode{
-		"usr/bin/drover": 0o755, "usr/lib/systemd/system/drover-agent.service": 0o644, "usr/lib/systemd/system/drover-state.service": 0o644,
+		"usr/bin/drover": 0o755, "usr/lib/systemd/system/drover-agent.service": 0o644, "usr/lib/systemd/system/drover-state.service": 0o644, "usr/lib/systemd/system/drover-hub.service": 0o644,
 		"usr/lib/sysusers.d/drover.conf": 0o644, "usr/lib/tmpfiles.d/drover.conf": 0o644, "usr/share/doc/drover/copyright": 0o644,
 	} {
 		if st, err := os.Stat(filepath.Join(root, path)); err != nil || st.Mode().Perm() != mode {

@@ -59,8 +59,36 @@ func TestUnits(t *testing.T) {
 	if !strings.Contains(strings.Join(d["Before"], " "), "docker.service") || !slices.Contains(d["KillMode"], "process") {
 		t.Error("the agent does not come before Docker, or takes more than itself down")
 	}
+	if !slices.Contains(d["Environment"], "HOME=/root") {
+		t.Error("the agent does not find the logins that docker login and drover hub login keep")
+	}
 	if strings.Contains(strings.Join(d["After"], " "), "docker.service") {
 		t.Error("the agent waits for Docker, which waits for the agent's socket")
+	}
+}
+
+// TestHub: it runs as nobody in particular, with a directory of its own, and is not started by
+// installing it.
+func TestHub(t *testing.T) {
+	d := directives(t, "drover-hub.service")
+	for k, v := range map[string]string{
+		"Type": "notify", "Restart": "always", "User": "drover-hub", "StateDirectory": "drover-hub", "ProtectSystem": "strict", "NoNewPrivileges": "yes",
+		"ExecStart": "/usr/bin/drover hub serve --config /etc/drover/hub.yaml", "ConditionPathExists": "/etc/drover/hub.yaml", "CapabilityBoundingSet": "CAP_NET_BIND_SERVICE",
+	} {
+		if !slices.Equal(d[k], []string{v}) {
+			t.Errorf("%s=%v, want %s", k, d[k], v)
+		}
+	}
+	for _, file := range []string{"install.sh", "deb/postinst", "deb/prerm"} {
+		text, err := os.ReadFile(filepath.Join(dir, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			if strings.Contains(line, "systemctl enable") || strings.Contains(line, "systemctl start") {
+				t.Errorf("%s: %s", file, line)
+			}
+		}
 	}
 }
 
@@ -90,7 +118,7 @@ func TestInstallAndRemove(t *testing.T) {
 			t.Errorf("%s: %q %v", path, got, err)
 		}
 	}
-	if len(files(t, dest)) != 8 {
+	if len(files(t, dest)) != 9 {
 		t.Errorf("installed: %v", files(t, dest))
 	}
 	script("--remove", dest, "/opt/drover")

@@ -40,6 +40,7 @@ type Options struct {
 	// particular is the last resort.
 	Username, Password string
 	DockerConfig       string            // file; "" is where docker has it
+	CertsDir           string            // "" is where docker has it
 	From               string            // repository of the same registry whose blobs may be mounted
 	Transport          http.RoundTripper // nil: one like http.DefaultTransport
 	PageSize           int               // of lists; 0: 1000
@@ -81,6 +82,15 @@ func Open(o Options) (*Store, error) {
 	if base == nil {
 		t := http.DefaultTransport.(*http.Transport).Clone()
 		t.MaxIdleConnsPerHost, t.ResponseHeaderTimeout = 16, 2*time.Minute
+		dir := o.CertsDir
+		if dir == "" {
+			dir = CertsDir
+		}
+		if trust, err := Trust(dir, ref.Host()); err != nil {
+			return nil, err
+		} else if trust != nil {
+			t.TLSClientConfig = trust
+		}
 		base, s.idle = t, t.CloseIdleConnections
 	}
 	s.auth = &auth.Client{
