@@ -122,9 +122,9 @@ func hubRepositoryRefs(t *hubTalk) *cobra.Command {
 // hubRepositoryWrite is create, and set, which changes one.
 func hubRepositoryWrite(t *hubTalk, change bool) *cobra.Command {
 	var public, private, keepAll bool
-	var quota, within string
+	var quota string
 	var protect []string
-	var keep api.Keep
+	var keep keepFlags
 	c := &cobra.Command{
 		Use: "create NAMESPACE/NAME", Short: "Make an empty repository; a first push does that as well", Args: cobra.ExactArgs(1), ValidArgsFunction: nothing,
 		Example: "  drover hub repo create team/pg --protect main --protect 'release/*' --quota 200G",
@@ -147,11 +147,11 @@ func hubRepositoryWrite(t *hubTalk, change bool) *cobra.Command {
 				}
 				in.Protected = &protect
 			}
-			if keep.Within, err = parsePeriod(within); err != nil {
+			if in.Keep, err = keep.read(); err != nil {
 				return err
 			}
-			if keepAll || keep != (api.Keep{}) {
-				in.Keep = &keep
+			if keepAll && in.Keep == nil {
+				in.Keep = &api.Keep{}
 			}
 			var r hub.RepositoryDetail
 			if change {
@@ -176,7 +176,7 @@ func hubRepositoryWrite(t *hubTalk, change bool) *cobra.Command {
 	c.MarkFlagsMutuallyExclusive("public", "private")
 	f.StringVar(&quota, "quota", "", "room, as in 200G; 0: that of the namespace alone")
 	f.StringSliceVar(&protect, "protect", nil, "branches that only move forward, with * for any part of a name; replaces those before")
-	keepFlags(f, &keep, &within)
+	keep.flags(f, "", "")
 	return c
 }
 

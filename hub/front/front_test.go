@@ -249,7 +249,7 @@ func TestPeopleAndTheirData(t *testing.T) {
 	must(t, p.push(ann, "ann/pg", from, one))
 	_, err := ann.SetMember(ctx, "ann/pg", "bob", hub.Read)
 	must(t, err)
-	list, err := p.remote(bob, "ann/pg").List(ctx)
+	list, err := p.remote(bob, "ann/pg").List(ctx, true)
 	must(t, err)
 	if len(list.Branches) != 1 || list.Branches[0].Commit != one {
 		t.Errorf("%+v", list)
@@ -264,12 +264,12 @@ func TestPeopleAndTheirData(t *testing.T) {
 	kind(t, err, api.Denied, "needs admin")
 	kind(t, p.push(eve, "ann/new", from, one), api.NotFound, "")
 	nobody := p.as("", "")
-	if _, err = p.remote(nobody, "ann/pg").List(ctx); err == nil {
+	if _, err = p.remote(nobody, "ann/pg").List(ctx, true); err == nil {
 		t.Error("nobody reads a private repository")
 	}
 	_, err = ann.ChangeRepository(ctx, "ann/pg", hub.ChangeRepository{Public: new(true)})
 	must(t, err)
-	if list, err = p.remote(nobody, "ann/pg").List(ctx); err != nil || len(list.Branches) != 1 {
+	if list, err = p.remote(nobody, "ann/pg").List(ctx, true); err != nil || len(list.Branches) != 1 {
 		t.Errorf("%+v %v", list, err)
 	}
 	if r, err := nobody.Repositories(ctx); err != nil || len(r) != 1 || r[0].Name != "ann/pg" {
@@ -349,7 +349,7 @@ func TestRulesForkAndQuota(t *testing.T) {
 		return err == nil && s.Sweep != nil && s.Sweep.Ended != nil && s.Sweep.Begun.After(time.Now())
 	})
 	r := p.remote(bob, "bob/pg")
-	list, err := r.List(ctx)
+	list, err := r.List(ctx, true)
 	must(t, err)
 	if len(list.Commits) != 4 || len(list.Damaged) > 0 {
 		t.Errorf("%+v", list)

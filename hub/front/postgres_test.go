@@ -34,7 +34,7 @@ func TestTwoProcesses(t *testing.T) {
 	must(t, err)
 	to.key = keyOf(t, w.Secret)
 	must(t, p.push(ann, "ann/pg", from, one))
-	list, err := q.remote(annToo, "ann/pg").List(ctx)
+	list, err := q.remote(annToo, "ann/pg").List(ctx, true)
 	must(t, err)
 	if len(list.Branches) != 1 || list.Branches[0].Commit != one {
 		t.Errorf("%+v", list)
