@@ -66,7 +66,7 @@ func TestRemotes(t *testing.T) {
 		w.equal(w.busybox("node2", "copy", "cat /d/a /d/b; stat -c '%a %u %g' /d/a; readlink /d/sub/l"), "one\ntwo\n4750 7 8\n../a")
 		w.equal(w.busybox("node2", "copy", "md5sum /d/big"), w.busybox("node1", "pg", "md5sum /d/big"))
 		w.refused("node1", []string{"there is a volume of that name"}, "drover", "clone", url, "copy")
-		w.refused("node1", []string{"no such branch", "ls-remote"}, "drover", "clone", url, "other", "--branch", "nope")
+		w.refused("node1", []string{"no branch nope", "but main", "--branch"}, "drover", "clone", url, "other", "--branch", "nope")
 	})
 	t.Run("pull what the other pushed", func(t *testing.T) {
 		w := w.in(t)

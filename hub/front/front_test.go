@@ -251,7 +251,7 @@ func TestPeopleAndTheirData(t *testing.T) {
 	must(t, err)
 	list, err := p.remote(bob, "ann/pg").List(ctx, true)
 	must(t, err)
-	if len(list.Branches) != 1 || list.Branches[0].Commit != one {
+	if len(list.Branches) != 1 || list.Branches[0].ID != one {
 		t.Errorf("%+v", list)
 	}
 	kind(t, p.push(bob, "ann/pg", from, two), api.Denied, "")

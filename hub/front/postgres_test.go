@@ -36,7 +36,7 @@ func TestTwoProcesses(t *testing.T) {
 	must(t, p.push(ann, "ann/pg", from, one))
 	list, err := q.remote(annToo, "ann/pg").List(ctx, true)
 	must(t, err)
-	if len(list.Branches) != 1 || list.Branches[0].Commit != one {
+	if len(list.Branches) != 1 || list.Branches[0].ID != one {
 		t.Errorf("%+v", list)
 	}
 	await(t, func() bool { got, _ := to.count(); return got == 2 })
