@@ -83,30 +83,37 @@ func TestMoveSurvives(t *testing.T) {
 			more := w.busybox(from, "vol", "md5sum < /d/more")
 			w.slowly("node3", "vol", to)
 			fault.make(t, from, to)
-			w.until("the volume is on "+to, func() error {
-				if owner := w.owner("node3", "vol"); owner != to {
-					return fmt.Errorf("it is on %q", owner)
-				}
-				return nil
-			})
-			w.until("it can be used there", func() error {
-				out, err := w.try(to, "docker", "run", "--rm", "--volume-driver", "drover", "-v", "vol:/d", image, "sh", "-c", "md5sum < /d/data; md5sum < /d/more")
-				if err != nil {
-					return fmt.Errorf("%v: %s", err, out)
-				}
-				w.equal(out, sum+"\n"+more)
-				return nil
-			})
-			w.until("the former owner has cleared up", func() error {
-				out, err := w.try(from, "sh", "-c", "ls -A /var/lib/drover/pools/default/heads/*/ /var/lib/drover/pools/default/incoming 2>/dev/null | grep -v ':$' | grep .")
-				if err == nil {
-					return errors.New(out)
-				}
-				return nil
-			})
+			w.moved(from, to, sum+"\n"+more)
 		})
 		from, to = to, from
 	}
+}
+
+// moved waits until volume vol is on a host with the content whose sums are
+// given, and the former owner has cleared up.
+func (w *world) moved(from, to, sums string) {
+	w.t.Helper()
+	w.until("the volume is on "+to, func() error {
+		if owner := w.owner("node3", "vol"); owner != to {
+			return fmt.Errorf("it is on %q", owner)
+		}
+		return nil
+	})
+	w.until("it can be used there", func() error {
+		out, err := w.try(to, "docker", "run", "--rm", "--volume-driver", "drover", "-v", "vol:/d", image, "sh", "-c", "md5sum < /d/data; md5sum < /d/more")
+		if err != nil {
+			return fmt.Errorf("%v: %s", err, out)
+		}
+		w.equal(out, sums)
+		return nil
+	})
+	w.until("the former owner has cleared up", func() error {
+		out, err := w.try(from, "sh", "-c", "ls -A /var/lib/drover/pools/default/heads/*/ /var/lib/drover/pools/default/incoming 2>/dev/null | grep -v ':$' | grep .")
+		if err == nil {
+			return errors.New(out)
+		}
+		return nil
+	})
 }
 
 func kill(t *testing.T, w *world, host, service string) {

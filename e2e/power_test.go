@@ -104,27 +104,7 @@ func losePower(t *testing.T, rounds int, seed uint64) {
 			}
 			w.cycle("node2", disk, mode, state)
 		}
-		w.until("the volume is on "+to, func() error {
-			if owner := w.owner("node3", "vol"); owner != to {
-				return fmt.Errorf("it is on %q", owner)
-			}
-			return nil
-		})
-		w.until("it can be used there", func() error {
-			out, err := w.try(to, "docker", "run", "--rm", "--volume-driver", "drover", "-v", "vol:/d", image, "sh", "-c", "md5sum < /d/data; md5sum < /d/more")
-			if err != nil {
-				return fmt.Errorf("%v: %s", err, out)
-			}
-			w.equal(out, sum+"\n"+more)
-			return nil
-		})
-		w.until("the former owner has cleared up", func() error {
-			out, err := w.try(from, "sh", "-c", "ls -A /var/lib/drover/pools/default/heads/*/ /var/lib/drover/pools/default/incoming 2>/dev/null | grep -v ':$' | grep .")
-			if err == nil {
-				return errors.New(out)
-			}
-			return nil
-		})
+		w.moved(from, to, sum+"\n"+more)
 		if round == 0 {
 			length = disk.Position(t) - begin
 			t.Logf("a move makes %d writes and flushes (seed %d)", length, seed)
